@@ -1,0 +1,44 @@
+"""The commands (``python -m tasks.detect`` ...) and the Python face of the suite.
+
+Importing this imports nothing heavy: torch is loaded when ``build`` or ``load`` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.training.model import Model
+
+
+def build(task: str, overrides: Sequence[str] = ()) -> Model:
+    """The model that ``python -m tasks.<task> <overrides>`` would train, untrained, in eval mode.
+
+    Args:
+        task: ``classify``, ``detect``, ``segment`` or ``multitask``.
+        overrides: as on the command line, e.g. ``["backbone=large", "head.num_classes=90"]``. With the number of classes
+            given no data set is read.
+    Raises:
+        ValueError: a name or key that does not exist.
+        FileNotFoundError: the data set is needed and not there.
+    """
+    from tasks.cli import compose
+    from tasks.training.build import model_from_config
+
+    return model_from_config(compose(task, overrides)).eval()
+
+
+def load(run: str | Path) -> Model:
+    """A trained run's model with its best weights, in eval mode.
+
+    Args:
+        run: a run folder, or a checkpoint file in one.
+    Raises:
+        FileNotFoundError: no such folder, or no checkpoint in it.
+        ValueError: a damaged checkpoint.
+    """
+    from tasks.training.build import model_from_run
+
+    return model_from_run(Path(run)).eval()

@@ -1,0 +1,130 @@
+"""The command line: Hydra composes the config, every mistake ends in one line that says how to mend it.
+
+Nothing here imports torch: ``--help``, ``--cfg job`` and misspelt overrides answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
+"""What the user can mend; anything else is a bug of ours and keeps its traceback."""
+
+
+def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
+    """Run a command: compose ``conf/<name>.yaml`` with the overrides of ``sys.argv`` and hand it to ``work``.
+
+    In a sweep (``-m``) a job that fails is reported and the others go on; the exit code says whether all went well.
+
+    Args:
+        name: of the config and of the command.
+        work: gets the composed config and the overrides as typed.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # we print errors ourselves
+    failed: list[str] = []
+
+    def job(config: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            work(config, overrides)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except MISTAKES as error:
+            complain(error, name)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                sys.exit(1)
+            failed.append(" ".join(overrides))
+
+    job.__module__ = f"tasks.{name}"
+    try:
+        hydra.main(version_base=None, config_path=str(CONF), config_name=name)(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except MISTAKES as error:
+        complain(error, name)
+        sys.exit(1)
+    if failed:
+        print(f"{len(failed)} of the sweep's runs failed: {'; '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a command, as the command line would compose it.
+
+    Raises:
+        ValueError: an unknown command, or an override that fits nothing; says what there is.
+    """
+    commands = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
+    if name not in commands:
+        raise ValueError(f"there is no task {name!r}{suggest(name, commands)}; there are {', '.join(commands)}")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        try:
+            return hydra.compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error, name)) from error
+
+
+def complain(error: BaseException, name: str) -> None:
+    """Print one error to stderr: a line for people, the traceback only on request."""
+    if os.environ.get("TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {explain(error, name)}", file=sys.stderr)
+
+
+def explain(error: BaseException, name: str) -> str:
+    """What went wrong and how to mend it, in one line."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options or []]
+        return f"there is no {group or 'config'} {choice!r}{suggest(choice, options)}; there are {', '.join(options)}"
+    text = " ".join(str(error).split())
+    if isinstance(error, CompactHydraException | OmegaConfBaseException):
+        for word in sys.argv[1:]:
+            key = word.lstrip("+~").partition("=")[0]
+            if f"'{key}'" in text or f"{key}" == getattr(error, "full_key", None):
+                known = keys(name)
+                if key not in known:
+                    fix = f"python -m tasks.{name} --cfg job lists them all"
+                    return f"there is no setting {key!r}{suggest(key, known)}; {fix}"
+    return text
+
+
+def keys(name: str) -> list[str]:
+    """Every key and group that can be overridden on a command's command line."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        config = hydra.compose(name)
+    groups = [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("_")]
+    return sorted({*groups, *flatten(OmegaConf.to_container(config))})
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterable[str]:
+    """Dotted names of all nodes of a nested dict."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield f"{prefix}{key}"
+            yield from flatten(value, f"{prefix}{key}.")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``, did you mean 'small'?`` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,139 @@
+"""Every record so far as tables, and one report page. ``python -m tasks.compare task=detect data=bccd by=backbone``"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HELP = """\
+python -m tasks.compare [key=value ...]     tables of what may be compared, and report.html
+
+  results=results.jsonl     one or several files, separated by commas
+  by=backbone,head,weights  the fields that name a row; what else differs stands in its settings
+  sort=map                  a metric, params, madds, latency_ms or a field of by; sort=-map turns it round
+  columns=backbone,map,n    what to show: metrics, params, madds, latency_ms, n, place, difference, settings,
+                            and any field of a record (device, config.optimizer.lr ...)
+  against=large             the row that paired differences are taken to; default: each table's first
+  format=markdown           markdown, csv, latex or json
+  report=report.html        where the page goes; report=null writes none (csv, latex, json: only if asked for)
+  plots=figures             a folder for plots as SVG and, with matplotlib installed, PNG
+
+Any field of a record filters: task=detect data=bccd backbone=small,large* image_size=320x320 seed=0
+config.optimizer.lr=0.01 latency.engine=onnxruntime. Runs are compared only within one task, data set, split, image
+size and budget; rows hold runs that differ in nothing but the seed.
+"""
+FORMATS = ("markdown", "csv", "latex", "json")
+
+
+@dataclass
+class Options:
+    """What was asked for on the command line."""
+
+    results: list[str] = field(default_factory=lambda: ["results.jsonl"])
+    by: list[str] = field(default_factory=lambda: ["backbone", "head", "weights"])
+    sort: str | None = None
+    columns: list[str] | None = None
+    against: str | None = None
+    format: str = "markdown"
+    report: str | None = "report.html"
+    plots: str | None = None
+    filters: dict[str, list[str]] = field(default_factory=dict)
+
+
+def parse(words: Sequence[str]) -> Options:
+    """Options from ``key=value`` words.
+
+    Raises:
+        ValueError: a word that is none, an unknown key or format.
+    """
+    from tasks.reporting.results import OPTIONAL, REQUIRED
+
+    options, given = Options(), set()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} is no key=value; --help lists the keys")
+        given.add(key)
+        parts = [part for part in value.split(",") if part]
+        none = value in ("", "null", "none")
+        if key in ("results", "by", "columns"):
+            if not parts:
+                raise ValueError(f"{key}= is empty; --help says what it takes")
+            setattr(options, key, parts)
+        elif key in ("sort", "against", "report", "plots"):
+            setattr(options, key, None if none else value)
+        elif key == "format":
+            options.format = value
+        elif key.partition(".")[0] in REQUIRED + OPTIONAL:
+            options.filters[key] = parts
+        else:
+            known = [*(f for f in Options.__dataclass_fields__ if f != "filters"), *REQUIRED, *OPTIONAL]
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"there is no key {key!r}{f', did you mean {close[0]!r}?' if close else ''}; --help lists them"
+            )
+    if options.format not in FORMATS:
+        raise ValueError(f"format={options.format}; expected one of {', '.join(FORMATS)}")
+    if options.format != "markdown" and "report" not in given:
+        options.report = None
+    return options
+
+
+def work(options: Options) -> None:
+    """Read, compare, print, write the page."""
+    from tasks.reporting.comparison import compare
+    from tasks.reporting.results import Record, read_records
+    from tasks.reporting.tables import FORMATS as WRITERS
+
+    records: list[Record] = []
+    unread = []
+    for path in options.results:
+        found, problems = read_records(path)
+        unread += [str(problem) for problem in problems]
+        for record in found:
+            run = record.get("run")
+            if run:  # as written it counts from the folder of the results
+                record["run"] = str(Path(path).parent / run)
+        records += found
+    if not records:
+        raise ValueError(
+            f"{', '.join(options.results)}: no record in it; {'; '.join(unread[:3]) or 'train something first'}"
+        )
+    comparison = compare(records, options.filters, options.by, options.sort, options.against)
+    comparison.left_out += unread
+    print(WRITERS[options.format](comparison, options.columns))
+    if options.report:
+        from tasks.reporting.report import write_report
+
+        write_report(options.report, comparison, options.columns)
+        print(f"\nreport  {Path(options.report).resolve()}", file=sys.stderr)
+    if options.plots:
+        from tasks.reporting.plots import write_plots
+
+        written = write_plots(options.plots, comparison)
+        print(f"plots   {len(written)} files in {Path(options.plots).resolve()}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP, end="")
+        return
+    gc.disable()  # its passes over ten thousand records take longer than the process lives
+    try:
+        work(parse(words))
+    except BrokenPipeError:  # the reader, head perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a training command says: what it is about to do, what was reached, where everything lies, what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tasks.data import DataSet
+from tasks.reporting.pictures import GRIDS, save
+
+Examples = list[tuple[np.ndarray, dict[str, Any], dict[str, Any]]]
+"""Image [H, W, 3] uint8, task -> truth, task -> prediction."""
+
+SHOWN = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "miou", "pixel_accuracy", "top1", "top5")
+
+
+def introduce(console: Console, data: DataSet, config: Mapping[str, Any]) -> None:
+    """Name the data set, its splits and what was skipped."""
+    counts = ", ".join(f"{len(samples)} {split}" for split, samples in data.splits.items())
+    note = f" ({data.note})" if data.note else ""
+    console.print(f"{config['task']}  {config['backbone']['name']} on {data.name}{note}: {counts} images")
+    if data.skipped:
+        shown = "; ".join(data.skipped[:3]) + (f"; and {len(data.skipped) - 3} more" if len(data.skipped) > 3 else "")
+        console.print(f"skipped {len(data.skipped)}: {shown}", soft_wrap=True)
+
+
+def draw(folder: Path, classes: Mapping[str, tuple[str, ...]], examples: Examples) -> list[Path]:
+    """Write ``predictions.png``, one a task in a joint run.
+
+    Returns:
+        The files written.
+    """
+    paths = []
+    for task, names in classes.items():
+        having = [(image, truth[task], shown[task]) for image, truth, shown in examples if truth.get(task) is not None]
+        if not having:
+            continue
+        path = folder / ("predictions.png" if len(classes) == 1 else f"predictions_{task}.png")
+        images, truths, predictions = (list(column) for column in zip(*having, strict=True))
+        save(GRIDS[task](images, truths, predictions, names), path)
+        paths.append(path)
+    return paths
+
+
+def conclude(console: Console, record: Mapping[str, Any], folder: Path, pictures: list[Path]) -> None:
+    """The closing screen."""
+    table = Table(
+        title=f"{record['backbone']} + {record['head']} on {record['data']} {record['split']}", title_justify="left"
+    )
+    table.add_column("score")
+    table.add_column("%", justify="right")
+    for name, value in record["metrics"].items():
+        if name.rpartition("/")[2] in SHOWN and value == value:
+            table.add_row(name, f"{100 * value:.1f}")
+    for task, values in record["per_class"].items():
+        for name, value in list(values.items())[:20]:
+            if value == value:
+                table.add_row(
+                    f"  {name}" if len(record["per_class"]) == 1 else f"  {task}: {name}", f"{100 * value:.1f}"
+                )
+    console.print(table)
+    latency = record["latency"]
+    console.print(
+        f"{record['params'] / 1e6:.2f} M parameters, {record['madds'] / 1e9:.3f} G multiply-adds at "
+        f"{record['image_size'][0]}x{record['image_size'][1]}, {latency['median_ms']:.1f} ms an image "
+        f"(eager torch, {latency['threads']} threads), trained {record['train_seconds']:.0f} s, seed {record['seed']}"
+    )
+    console.print(
+        f"run folder   {folder}  (best.pt, last.pt, metrics.csv, TensorBoard, {', '.join(p.name for p in pictures)})"
+    )
+    console.print(f"record       {Path(record['config']['results']).resolve()}")
+    task = record["task"]
+    again = [word for word in record["overrides"] if not word.startswith(("seed=", "backbone="))]
+    this, other = (
+        ("small", "large")
+        if record["backbone"].startswith("small")
+        else (record["config"]["backbone"]["name"], "small")
+    )
+    console.print("try next")
+    for words, why in (
+        (["-m", f"backbone={this}", *again, "seed=0,1,2"], "how far do seeds differ?"),
+        ([f"backbone={other}", *again], "another size"),
+    ):
+        console.print(f"  python -m tasks.{task} {shlex.join(words)}    # {why}", soft_wrap=True)

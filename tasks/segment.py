@@ -1,0 +1,23 @@
+"""Semantic segmentation: trains, scores and shows. ``python -m tasks.segment backbone=small``"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from tasks.cli import command
+
+
+def work(config: DictConfig, overrides: list[str]) -> None:
+    """Train and test what the config describes."""
+    from tasks.training.run import run
+
+    run(config, overrides)
+
+
+def main() -> None:
+    """Entry point."""
+    command("segment", work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""From a config to its parts: data set, model, optimizer. From a run folder back to its model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from tasks.data import DataSet
+from tasks.training import checkpoint
+from tasks.training.model import Model
+from tasks.training.weights import load_model
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config with every reference resolved, as plain dicts and lists.
+
+    Raises:
+        ValueError: a value that must be given is missing (``???``).
+    """
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))} must be given")
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def make(node: Mapping[str, Any]) -> Any:
+    """Build what a yaml's ``_target_`` names; with ``_partial_`` a function that waits for its first arguments."""
+    return instantiate(dict(node), _convert_="all")
+
+
+def without(node: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A yaml's node without the keys that are for people and other yamls, not for its target."""
+    return {key: value for key, value in node.items() if key not in names}
+
+
+def read_data(config: Mapping[str, Any]) -> DataSet:
+    """Read the data set that the config names.
+
+    Raises:
+        ValueError, FileNotFoundError: see the reader.
+    """
+    data = cast(DataSet, make(without(config["data"], "name")))
+    data.name = str(config["data"]["name"])
+    return data
+
+
+def complete(
+    config: Mapping[str, Any], data: DataSet | None = None
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """The config with every head's ``num_classes``, and the class names; reads the data set only if it must.
+
+    Raises:
+        ValueError: the data set lacks a task's targets, or ``num_classes`` contradicts it.
+    """
+    whole = copy.deepcopy(dict(config))
+    heads: dict[str, dict[str, Any]] = whole["heads"]
+    if data is None and any(head["num_classes"] is None for head in heads.values()):
+        data = read_data(config)
+    classes = {}
+    for task, head in heads.items():
+        if data is None:
+            classes[task] = tuple(f"class {i}" for i in range(head["num_classes"]))
+            continue
+        if task not in data.classes:
+            raise ValueError(
+                f"{data.name} has no targets for {task}; it has {', '.join(data.classes)}: choose another data="
+            )
+        classes[task] = data.classes[task]
+        if head["num_classes"] not in (None, len(classes[task])):
+            raise ValueError(
+                f"head.num_classes is {head['num_classes']}, but {data.name} has {len(classes[task])} classes "
+                f"({', '.join(classes[task][:5])} ...); leave it out"
+            )
+        head["num_classes"] = len(classes[task])
+    return whole, classes
+
+
+def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
+    """Build backbone and heads of a complete config."""
+    backbone = make(without(config["backbone"], "name", "head_width"))
+    heads = {task: make(without(head, "name"))(backbone.specs) for task, head in config["heads"].items()}
+    size = (config["image_size"][0], config["image_size"][1])
+    return Model(backbone, heads, classes, size, make(config["evaluation"])(size))
+
+
+def model_from_config(config: DictConfig) -> Model:
+    """The model of a config; the data set is read only where the number of classes is not given."""
+    complete_config, classes = complete(plain(config))
+    model = make_model(complete_config, classes)
+    if complete_config["weights"]:
+        load_model(model, complete_config["weights"])
+    return model
+
+
+def model_from_run(path: Path) -> Model:
+    """The model of a run folder or of a checkpoint file, with its weights."""
+    file = path
+    if path.is_dir():
+        file = path / checkpoint.BEST if (path / checkpoint.BEST).is_file() else path / checkpoint.LAST
+    elif not path.exists():
+        raise FileNotFoundError(f"there is no run folder {path}; give the folder that a training command printed")
+    content = checkpoint.load(file)
+    if "config" not in content or "classes" not in content:
+        raise ValueError(f"{file} holds weights only; expected a checkpoint that a training command wrote")
+    config = content["config"]
+    config["backbone"] = {**config["backbone"], "weights": None}  # its own weights follow
+    model = make_model(config, {task: tuple(names) for task, names in content["classes"].items()})
+    checkpoint.fill(model, content["model"], str(file))
+    return model

@@ -1,0 +1,76 @@
+"""What a run leaves on disk: ``last.pt`` to go on from, ``best.pt`` to use. Plain dicts, no pickled objects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LAST, BEST, CONFIG = "last.pt", "best.pt", "config.yaml"
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write to a temporary name, then rename, so that a full disk or a kill leaves the old file whole.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; names the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = "; the one before it is whole" if path.exists() else ""
+        raise OSError(f"could not write {path} ({error}){kept}: free some space, then resume={path.parent}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running anything that is in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no checkpoint of ours, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a run folder that holds {path.name}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or "model" not in content:
+        raise ValueError(f"{path} is no checkpoint of this suite; expected a dict with the entry 'model'")
+    return content
+
+
+def fill(model: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Load a state dict of our own naming strictly.
+
+    Raises:
+        ValueError: it belongs to another architecture; lists the keys that differ.
+    """
+    own = model.state_dict()
+    wrong = [
+        f"{k} {tuple(own[k].shape)} here, {tuple(state[k].shape)} there"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    for label, keys in (("missing", own.keys() - state.keys()), ("left over", state.keys() - own.keys())):
+        wrong += [f"{key} is {label}" for key in sorted(keys)]
+    if wrong:
+        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
+        raise ValueError(
+            f"{source} belongs to another architecture: {shown}. Choose the backbone and head it was trained with"
+        )
+    model.load_state_dict(dict(state))

@@ -1,0 +1,114 @@
+"""The model: one backbone and a dict of heads. A single task is the joint case with one head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+
+from heads import Head, Size
+from tasks.data.images import decode
+
+
+class Model(nn.Module):
+    """One backbone under one or more heads.
+
+    Args:
+        backbone: a module that keeps the ``Backbone`` contract.
+        heads: task -> a module that keeps the ``Head`` contract.
+        classes: task -> class names; empty where nobody has named them (``build`` without data).
+        image_size: height and width of the network's input in pixels.
+        view: fits an image to ``image_size`` for ``predict``, as ``tasks.data.augment.evaluation`` does.
+    Raises:
+        ValueError: a head stands under another task's name.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, nn.Module],
+        classes: Mapping[str, tuple[str, ...]],
+        image_size: Size,
+        view: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        super().__init__()
+        for task, head in heads.items():
+            if head.task != task:
+                raise ValueError(
+                    f"{type(head).__name__} is a head for {head.task}, not for {task}; "
+                    f"choose another head, or run python -m tasks.{head.task}"
+                )
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        self.classes = dict(classes)
+        self.image_size = image_size
+        self.view = view
+
+    def forward(self, image: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Raw outputs of every head from one pass through the backbone.
+
+        Args:
+            image: [B, 3, H, W] float32 in [0, 1].
+            rows: task -> int64 indices of the samples that its head is to see; a task that is missing sees all of them.
+        Returns:
+            task -> the head's raw output (see ``heads.Head``); a head that is to see no sample is left out.
+        """
+        return self.read(self.backbone(image), (image.shape[-2], image.shape[-1]), rows)
+
+    def read(
+        self, features: Mapping[str, Tensor], size: Size, rows: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Any]:
+        """The heads' part of ``forward``: raw outputs from the backbone's features of images of ``size``."""
+        outputs = {}
+        for task, head in self.heads.items():
+            seen = (rows or {}).get(task)
+            if seen is None:
+                outputs[task] = head(features, size)
+            elif len(seen):
+                outputs[task] = head({name: feature[seen] for name, feature in features.items()}, size)
+        return outputs
+
+    def single(self, task: str) -> Model:
+        """The same weights with one head alone."""
+        return Model(self.backbone, {task: self.heads[task]}, {task: self.classes[task]}, self.image_size, self.view)
+
+    def head(self, task: str) -> Head:
+        """A task's head, typed by its contract."""
+        return cast(Head, self.heads[task])
+
+    def losses(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """Every head's loss terms: task -> term -> scalar."""
+        return {task: self.head(task).loss(output, targets[task]) for task, output in outputs.items()}
+
+    @torch.inference_mode()
+    def predict(self, image: str | Path | np.ndarray | Tensor) -> dict[str, Any]:
+        """What the net sees on one image, in that image's own pixels.
+
+        Args:
+            image: a path, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
+        Returns:
+            task -> prediction (see ``heads.Head``) without the batch dimension.
+        """
+        if isinstance(image, str | Path):
+            image = decode(str(image))
+        pixels = (
+            torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
+        )
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+            raise ValueError(
+                f"predict got {pixels.dtype} {tuple(pixels.shape)}; "
+                "expected uint8 RGB, an array [H, W, 3] or a tensor [3, H, W]"
+            )
+        size = (pixels.shape[-2], pixels.shape[-1])
+        device = next(self.parameters()).device
+        seen = self.view({"image": tv_tensors.Image(pixels)})["image"].as_subclass(Tensor).to(device)
+        was_training = self.training
+        self.eval()
+        outputs = self(seen[None].float().div_(255))
+        self.train(was_training)
+        return {task: self.head(task).predict(output, [size])[0] for task, output in outputs.items()}

@@ -1,0 +1,219 @@
+"""The one LightningModule: trains any set of heads, keeps the moving average, sets rates and frozen parts."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from tasks.data.loader import Batch, seed_of
+from tasks.training.balance import Balance
+from tasks.training.model import Model
+from tasks.training.schedule import Budget, Schedule, batch_norm_momentum, ema_decay
+
+NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
+
+class TaskModule(L.LightningModule):
+    """Trains a ``Model``; one task is the joint case with one head.
+
+    Args:
+        model: what to train.
+        optimizer: parameter groups -> optimizer (a partial from ``conf/optimizer``).
+        schedule: of the learning rate.
+        budget: how long to train.
+        balance: how the tasks' losses become one.
+        samples: in the training split, to count passes over the data.
+        batch_size: samples an optimizer step, accumulation included.
+        seed: of everything random inside the net (dropout).
+        ema: share of the run that the weights' moving average spans; 0 evaluates the raw weights.
+        ema_cap: largest decay of the average.
+        bn_momentum: ``auto`` (by the run's length) or a number, for every BatchNorm.
+        backbone_lr: factor on the backbone's learning rate.
+        freeze: parameter-name prefix -> share of the run during which these stay frozen (1 = always); the longest
+            matching prefix decides. Several prefixes with rising shares are staged unfreezing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Schedule,
+        budget: Budget,
+        balance: Balance,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        ema: float,
+        ema_cap: float,
+        bn_momentum: float | str,
+        backbone_lr: float,
+        freeze: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.balance = balance
+        self.make_optimizer = optimizer
+        self.schedule, self.budget = schedule, budget
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.ema_share, self.ema_cap = ema, ema_cap
+        self.bn_momentum, self.backbone_lr = bn_momentum, backbone_lr
+        self.average = copy.deepcopy(model).eval().requires_grad_(False) if ema else None
+        until = frozen_until(model, freeze)
+        self._frozen = [(parameter, until[name]) for name, parameter in model.named_parameters() if name in until]
+        self._norms = [
+            (part, until.get(f"{name}.weight", 0.0))
+            for name, part in model.named_modules()
+            if isinstance(part, nn.BatchNorm2d)
+        ]
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.step = 0
+        self.elapsed_before = 0.0
+        self.started: float | None = None
+
+    # ---------------------------------------------------------------- where the run is
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self.elapsed_before + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+    @property
+    def progress(self) -> float:
+        return self.budget.progress(self.step, self.elapsed)
+
+    @property
+    def passes(self) -> float:
+        return self.step * self.batch_size / max(1, self.samples)
+
+    @property
+    def scored(self) -> Model:
+        """The weights that are evaluated and shipped: the moving average, where there is one."""
+        return self.average if self.average is not None else self.model
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def on_fit_start(self) -> None:
+        self.started = time.perf_counter()
+        if self.average is not None:
+            self._pairs = (floats(self.average), floats(self.model))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer(parameter_groups(self, self.backbone_lr))
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"] * group["factor"]
+        return optimizer
+
+    def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
+        torch.manual_seed(seed_of(self.seed, self.step, batch_idx % max(1, self.trainer.accumulate_grad_batches)))
+        self._prepare(self.progress, self.budget.expected_steps(self.step, self.elapsed))
+
+    def _prepare(self, progress: float, expected_steps: float) -> None:
+        momentum = batch_norm_momentum(expected_steps) if self.bn_momentum == "auto" else float(self.bn_momentum)
+        for norm, until in self._norms:
+            norm.momentum = momentum
+            norm.train(until <= progress)
+        for parameter, until in self._frozen:
+            parameter.requires_grad_(until <= progress)
+
+    def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
+        if batch is None:
+            return None
+        features = self.model.backbone(batch.image)
+        outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
+        losses = self.model.losses(outputs, batch.targets)
+        total = self.balance(losses, list(features.values()))
+        for task, terms in losses.items():
+            for name, term in terms.items():
+                if not torch.isfinite(term):
+                    raise ValueError(
+                        f"loss {task}/{name} is {term.item()} at step {self.step}; the last good checkpoint is kept; "
+                        f"try a lower optimizer.lr (now {self.trainer.optimizers[0].param_groups[0]['base_lr']:g}), "
+                        "a longer schedule.warmup or trainer.clip_norm=1, then start anew or resume"
+                    )
+                self.log(f"train/{task}/{name}", term.detach())
+        self.log("train/loss", total.detach())
+        return total
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        factor = self.schedule.factor(self.progress, self.passes)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step(closure=optimizer_closure)
+        self.step += 1
+        if self.average is not None:
+            expected = self.budget.expected_steps(self.step, self.elapsed)
+            decay = ema_decay(self.step, expected, self.ema_share, self.ema_cap)
+            with torch.no_grad():
+                torch._foreach_lerp_(*self._pairs, 1 - decay)
+
+    # ---------------------------------------------------------------- resuming
+
+    def snapshot(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as plain dicts and tensors."""
+        return {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "balance": self.balance.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a snapshot; the optimizer's part is restored by the caller once it exists."""
+        self.step, self.elapsed_before = snapshot["step"], snapshot["elapsed"]
+        self.model.load_state_dict(snapshot["model"])
+        self.balance.load_state_dict(snapshot["balance"])
+        if self.average is not None:
+            self.average.load_state_dict(snapshot["average"])
+
+
+def frozen_until(model: Model, freeze: Mapping[str, float]) -> dict[str, float]:
+    """Parameter name -> share of the run during which it is frozen (see ``TaskModule``).
+
+    Raises:
+        ValueError: a prefix that fits no parameter, or a share outside [0, 1].
+    """
+    names = [name for name, _ in model.named_parameters()]
+    result: dict[str, float] = {}
+    for prefix, share in sorted(freeze.items(), key=lambda item: len(item[0])):
+        matching = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
+        if not matching:
+            first = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"freeze.{prefix} fits no parameter; there are {', '.join(first)} and what is below them")
+        if not 0 <= share <= 1:
+            raise ValueError(f"freeze.{prefix} is {share}; expected a share of the run from 0 to 1 (1 = always frozen)")
+        result.update(dict.fromkeys(matching, 1.1 if share == 1 else share))
+    return result
+
+
+def parameter_groups(module: TaskModule, backbone_lr: float) -> list[dict[str, Any]]:
+    """Groups by (backbone or not, decayed or not); norms and biases are not decayed."""
+    undecayed = {
+        id(parameter)
+        for part in module.model.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if isinstance(part, NORMS) or name == "bias"
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.model.named_parameters():
+        groups.setdefault((name.startswith("backbone."), id(parameter) not in undecayed), []).append(parameter)
+    result: list[dict[str, Any]] = []
+    for (in_backbone, decayed), parameters in groups.items():
+        group: dict[str, Any] = {"params": parameters, "factor": backbone_lr if in_backbone else 1.0}
+        result.append(group if decayed else group | {"weight_decay": 0.0})
+    own = list(module.balance.parameters())
+    return [*result, {"params": own, "factor": 1.0, "weight_decay": 0.0}] if own else result
+
+
+def floats(module: nn.Module) -> list[Tensor]:
+    """Weights and running statistics alike, without the counters, in the order of the checkpoint."""
+    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

@@ -1,0 +1,86 @@
+"""What a finished run writes into ``results.jsonl``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from tasks.cli import CONF
+from tasks.data import DataSet
+from tasks.reporting import latency
+from tasks.reporting.costs import count_parts
+from tasks.reporting.results import environment, git_state
+from tasks.training.evaluate import Metrics, scores
+from tasks.training.module import TaskModule
+
+
+def make_record(
+    module: TaskModule,
+    metrics: Metrics,
+    data: DataSet,
+    config: Mapping[str, Any],
+    overrides: list[str],
+    folder: Path,
+) -> dict[str, Any]:
+    """What ran, on what, where, how long, what came out (``tasks.reporting.results.Record``)."""
+    model = module.scored
+    costs = count_parts(model, model.image_size)["total"]
+    commit, dirty = git_state()
+    command = shlex.join(["python", "-m", f"tasks.{config['task']}", *overrides])
+    record = {
+        "task": config["task"],
+        "backbone": describe("backbone", config["backbone"]),
+        "head": "+".join(describe("head", head) for head in config["heads"].values()),
+        "data": data.name,
+        "split": "test",
+        "image_size": list(model.image_size),
+        "seed": config["seed"],
+        "budget": describe_budget(config),
+        "weights": config["weights"] or config["backbone"]["weights"],
+        "metrics": scores(metrics),
+        "per_class": {task: metric.per_class() for task, metric in metrics.items()},
+        "params": costs.params,
+        "madds": costs.madds,
+        "latency": latency.measure(model, model.image_size),
+        "batch_size": module.batch_size,
+        "train_seconds": round(module.elapsed, 1),
+        "commit": commit,
+        "dirty": dirty,
+        "config": dict(config),
+        "overrides": overrides,
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "run": str(folder),
+        "command": command,
+        "note": data.note,
+        **environment(torch.get_num_threads()),
+    }
+    if len(model.heads) > 1:
+        record["sharing"] = latency.sharing(model, {task: model.single(task) for task in model.heads}, model.image_size)
+    return record
+
+
+def describe(group: str, part: Mapping[str, Any]) -> str:
+    """A part's name and what sets it apart from its yaml: ``large width=0.75``."""
+    path = CONF / group / f"{part['name']}.yaml"
+    if not path.is_file():  # somebody's own part, from another config folder
+        return str(part["name"])
+    own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    differing = [
+        f"{key}={part[key]}"
+        for key, value in own.items()
+        if key in part and key not in ("num_classes", "weights") and "${" not in str(value) and part[key] != value
+    ]
+    return " ".join([str(part["name"]), *differing])
+
+
+def describe_budget(config: Mapping[str, Any]) -> str:
+    """What limited the training, in the words of the config; runs of equal budgets may be compared."""
+    names = {"max_epochs": "epochs", "max_steps": "steps", "max_time": "(DD:HH:MM:SS)"}
+    given = [f"{config['trainer'][key]} {unit}" for key, unit in names.items() if config["trainer"][key] is not None]
+    return " or ".join(given) or f"{config['trainer']['default_epochs']} epochs"

@@ -1,0 +1,182 @@
+"""One training run: read, build, fit, test, record. Every command that trains comes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from tasks.data.images import decode
+from tasks.data.loader import Collate, Samples, evaluation_loader, training_loader
+from tasks.reporting import closing
+from tasks.reporting.results import write_record
+from tasks.training import callbacks, checkpoint, setup
+from tasks.training.balance import Balance
+from tasks.training.build import complete, make, make_model, plain, read_data
+from tasks.training.evaluate import Metrics, evaluate
+from tasks.training.model import Model
+from tasks.training.module import TaskModule
+from tasks.training.record import make_record
+from tasks.training.schedule import Schedule
+from tasks.training.weights import load_model
+
+ALLOWED_ON_RESUME = ("resume", "workers", "cache_gb", "results")
+
+
+def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Train what the config describes, test it once, append one record.
+
+    Args:
+        composed: as Hydra composed it.
+        overrides: as typed, for the record.
+    Returns:
+        The record.
+    Raises:
+        ValueError, OSError: whatever the user can mend, see the README's troubleshooting.
+    """
+    setup.quiet()
+    console = Console(highlight=False)
+    config = plain(composed)
+    folder, saved = None, None
+    if config["resume"]:
+        folder = Path(config["resume"])
+        config, saved, overrides = reopen(folder, config, overrides)
+    setup.prepare_machine(config)
+    data = read_data(config)
+    config, classes = complete(config, data)
+    closing.introduce(console, data, config)
+    model = make_model(config, classes)
+    if config["weights"] and saved is None:
+        console.print(
+            f"weights     {config['weights']} for the backbone and {', '.join(load_model(model, config['weights']))}"
+        )
+    splits = setup.load_splits(data, config, console)
+    if folder is None:
+        folder = setup.new_folder(Path(config["output"]) / config["task"])
+        OmegaConf.save(OmegaConf.create({**config, "overrides": overrides}), folder / checkpoint.CONFIG)
+    console.print(f"run folder  {folder}")
+    module = fit(model, splits, config, classes, folder, saved, console)
+    if module is None:
+        raise KeyboardInterrupt
+    metrics = test(module.scored, splits["test"], config, console)
+    record = make_record(module, metrics, data, config, overrides, folder)
+    write_record(config["results"], record)
+    pictures = closing.draw(folder, classes, examples(module.scored, splits["test"]))
+    closing.conclude(console, record, folder, pictures)
+    return record
+
+
+def reopen(
+    folder: Path, config: Mapping[str, Any], overrides: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Config, last checkpoint and overrides of a run that is to go on.
+
+    Raises:
+        FileNotFoundError: no run there, or nothing saved yet.
+        ValueError: overrides that would make it another run.
+    """
+    if not (folder / checkpoint.CONFIG).is_file():
+        raise FileNotFoundError(f"resume={folder} is no run folder; expected one that holds {checkpoint.CONFIG}")
+    foreign = [o for o in overrides if o.lstrip("+~").partition("=")[0] not in ALLOWED_ON_RESUME]
+    if foreign:
+        raise ValueError(
+            f"resume= goes on with the run's own config, so {foreign[0]} cannot change it; "
+            f"allowed beside it are {', '.join(ALLOWED_ON_RESUME[1:])}"
+        )
+    own = plain(OmegaConf.load(folder / checkpoint.CONFIG))  # type: ignore[arg-type]
+    typed = own.pop("overrides")
+    if own["task"] != config["task"]:
+        raise ValueError(
+            f"{folder} is a run of {own['task']}; resume it with python -m tasks.{own['task']} resume={folder}"
+        )
+    given = {o.partition("=")[0] for o in overrides}
+    own |= {key: config[key] for key in ALLOWED_ON_RESUME if key in given}
+    if not (folder / checkpoint.LAST).is_file():
+        return own, {}, typed  # it was stopped before its first save: from the start, as it would have run
+    return own, checkpoint.load(folder / checkpoint.LAST), typed
+
+
+def fit(
+    model: Model,
+    splits: Mapping[str, Samples],
+    config: Mapping[str, Any],
+    classes: Mapping[str, tuple[str, ...]],
+    folder: Path,
+    saved: Mapping[str, Any] | None,
+    console: Console,
+) -> TaskModule | None:
+    """Train; None if the user stopped it. The module comes back with the best weights."""
+    trainer_config = config["trainer"]
+    samples = splits["train"]
+    if trainer_config["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    module = TaskModule(
+        model,
+        make(config["optimizer"]),
+        Schedule(**config["schedule"]),
+        setup.make_budget(config, len(samples)),
+        Balance(tuple(config["heads"]), **config["balance"]),
+        len(samples),
+        config["batch_size"] * trainer_config["accumulate"],
+        config["seed"],
+        config["ema"]["share"],
+        config["ema"]["cap"],
+        config["bn_momentum"],
+        config["backbone_lr"],
+        config["freeze"],
+    )
+    description = {
+        "format": 1,
+        "config": dict(config),
+        "classes": {task: list(names) for task, names in classes.items()},
+    }
+    workers = setup.worker_count(config)
+    loader = evaluation_loader(splits["val"], config["eval_batch_size"], workers) if len(splits["val"]) else None
+    validation = callbacks.Validate(loader, trainer_config["validations"], folder, description)
+    extra: list[L.Callback] = []
+    if saved:
+        module.restore(saved)
+        validation.load_state_dict(saved["validation"])
+        extra.append(callbacks.Restore(saved["optimizer"]))
+    keep = callbacks.Keep(folder, trainer_config["save_every"], description, validation)
+    if module.progress < 1:
+        trainer = setup.make_trainer(config, folder, module.step, [validation, keep, *extra], validation, console)
+        batches = training_loader(
+            samples, config["batch_size"], config["seed"], workers, module.step * trainer_config["accumulate"], None,
+            Collate(tuple(config["heads"]), setup.make_mix(config, classes)),
+        )  # fmt: skip
+        trainer.fit(module, batches)
+        if keep.interrupted and module.progress < 1:
+            console.print(
+                f"\nstopped at step {module.step}; go on with  python -m tasks.{config['task']} resume={folder}"
+            )
+            return None
+    if not (folder / checkpoint.BEST).is_file():
+        validation.keep(module, None, {})
+    checkpoint.fill(module.scored, checkpoint.load(folder / checkpoint.BEST)["model"], str(folder / checkpoint.BEST))
+    return module
+
+
+def test(model: Model, split: Samples, config: Mapping[str, Any], console: Console) -> Metrics:
+    """Score the test split: once, after training, with the weights that validation chose."""
+    loader = evaluation_loader(split, config["eval_batch_size"], setup.worker_count(config))
+    return evaluate(model, loader, callbacks.progress_line(console, "testing, batch"))
+
+
+def examples(model: Model, split: Samples, count: int = 12) -> closing.Examples:
+    """Evenly chosen test images with their truths and the model's predictions, for the picture."""
+    rows = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)).tolist()
+    chosen = Samples([split.samples[row] for row in rows], split.tasks, split.transform, 0, False, "skip")
+    found = []
+    for i in range(len(chosen)):
+        image = decode(chosen.samples[i].image)
+        packed = chosen[0, i]
+        if packed is not None:
+            found.append((image, packed["truths"], model.predict(image)))
+    return found

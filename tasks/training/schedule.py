@@ -1,0 +1,108 @@
+"""How far a run is, and what follows from it: learning rate, EMA decay, BatchNorm momentum.
+
+Everything here is a function of the run's own length, so that a run of five minutes and one of five days are both
+trained right: at a BatchNorm momentum of 0.01 the running statistics of a 300-step run are still those of its first
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may train: optimizer steps, seconds, or both (what is reached first ends it).
+
+    A budget of steps gives the same run every time; one of seconds depends on the machine.
+    """
+
+    steps: int | None
+    seconds: float | None
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The share of the budget that is used up, in [0, 1]."""
+        shares = [0.0]
+        if self.steps is not None:
+            shares.append(step / self.steps if self.steps else 1.0)
+        if self.seconds is not None:
+            shares.append(elapsed / self.seconds)
+        return min(1.0, max(shares))
+
+    def expected_steps(self, step: int, elapsed: float) -> float:
+        """The run's whole length in steps: exact for a budget of steps, else by the rate so far."""
+        if self.seconds is None:
+            return float(self.steps or 0)
+        progress = self.progress(step, elapsed)
+        return step / progress if progress > 0 and step > 0 else math.inf
+
+    def __str__(self) -> str:
+        parts = [f"{self.steps} steps"] if self.steps is not None else []
+        return " or ".join(parts + ([f"{self.seconds:.0f} s"] if self.seconds is not None else []))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run, as a factor of ``optimizer.lr``.
+
+    Args:
+        shape: ``cosine``, ``poly``, ``exponential`` or ``constant``.
+        warmup: share of the run that rises linearly from ``warmup_from``.
+        warmup_from: factor at the first step.
+        final: factor at the end (cosine, poly).
+        power: of poly.
+        decay, every: ``exponential`` multiplies by ``decay`` every ``every`` passes over the data, in stairs.
+    Raises:
+        ValueError: an unknown shape, or a warm-up outside [0, 1).
+    """
+
+    shape: str = "cosine"
+    warmup: float = 0.05
+    warmup_from: float = 0.0
+    final: float = 0.0
+    power: float = 0.9
+    decay: float = 0.97
+    every: float = 2.4
+
+    def __post_init__(self) -> None:
+        shapes = ("cosine", "poly", "exponential", "constant")
+        if self.shape not in shapes:
+            raise ValueError(f"schedule.shape is {self.shape!r}; expected one of {', '.join(shapes)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"schedule.warmup is {self.warmup}; expected a share of the run, from 0 to below 1")
+
+    def factor(self, progress: float, passes: float) -> float:
+        """What to multiply the base rate with.
+
+        Args:
+            progress: share of the run, in [0, 1].
+            passes: over the training data so far.
+        """
+        if progress < self.warmup:
+            return self.warmup_from + (1 - self.warmup_from) * progress / self.warmup
+        if self.shape == "constant":
+            return 1.0
+        if self.shape == "exponential":
+            return self.decay ** math.floor(passes / self.every)
+        rest = (progress - self.warmup) / (1 - self.warmup)
+        curve = (1 + math.cos(math.pi * rest)) / 2 if self.shape == "cosine" else (1 - rest) ** self.power
+        return self.final + (1 - self.final) * curve
+
+
+def ema_decay(step: int, expected_steps: float, share: float, cap: float) -> float:
+    """Decay of the weights' moving average at a step: a window of ``share`` of the run, growing from nothing.
+
+    Args:
+        step: optimizer steps done.
+        expected_steps: of the whole run.
+        share: of the run that the window spans.
+        cap: the largest decay, e.g. 0.9999.
+    """
+    window = 1 - 1 / max(1.0, share * expected_steps)
+    return max(0.0, min(cap, window, (1 + step) / (10 + step)))
+
+
+def batch_norm_momentum(expected_steps: float) -> float:
+    """A window (1 / momentum steps) of a twentieth of the run, within [0.01, 0.1] (MobileNetV3's, PyTorch's)."""
+    return min(0.1, max(0.01, 20 / max(1.0, expected_steps)))

@@ -1,0 +1,200 @@
+"""What a run needs before it starts: the machine, the splits, the budget, Lightning's trainer, a folder of its own."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from rich.console import Console
+
+from tasks.data import DataSet
+from tasks.data.loader import Samples
+from tasks.data.mix import Mix
+from tasks.training import callbacks
+from tasks.training.build import make
+from tasks.training.metrics import METRICS
+from tasks.training.schedule import Budget
+
+
+def quiet() -> None:
+    """Keep the libraries' advertisements off the screen; errors still come."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def keep_memory() -> None:
+    """Make glibc keep freed memory rather than hand it back after every tensor: a CPU trains a quarter faster."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def prepare_machine(config: Mapping[str, Any]) -> None:
+    """Memory, threads and seeds."""
+    keep_memory()
+    if config["trainer"]["threads"]:
+        torch.set_num_threads(int(config["trainer"]["threads"]))
+    torch.manual_seed(config["seed"])
+    np.random.seed(config["seed"])  # noqa: NPY002 - for libraries that draw from it
+    random.seed(config["seed"])
+
+
+def worker_count(config: Mapping[str, Any]) -> int:
+    """Loader processes: as asked, or one a core beyond the first, at most 8."""
+    if config["workers"] != "auto":
+        return int(config["workers"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores - 1))
+
+
+def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> dict[str, Samples]:
+    """The three splits, decoded into memory as far as they fit the budget (train first).
+
+    Raises:
+        ValueError: an image that cannot be read, or nothing to train on.
+    """
+    tasks = tuple(config["heads"])
+    size = (config["image_size"][0], config["image_size"][1])
+    augment, plain_view = make(config["augment"])(size), make(config["evaluation"])(size)
+    left = config["cache_gb"] * 2**30
+    on_error = config["data"].get("on_error", "fail")
+    splits = {}
+    for name in ("train", "val", "test"):
+        training = name == "train"
+        split = Samples(
+            data.splits.get(name, []), tasks, augment if training else plain_view, config["seed"], training, on_error
+        )
+        if left > 0 and split.cache(left, callbacks.progress_line(console, f"decoding {name}")):
+            left -= split.cached_bytes
+        splits[name] = split
+    if not len(splits["train"]):
+        raise ValueError(
+            f"{data.name}: no training image could be read; the first problem: {splits['train'].skipped[0]}"
+        )
+    return splits
+
+
+def new_folder(parent: Path) -> Path:
+    """A run folder that nobody else has: ``<date_time>``, numbered when two runs start in one second."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ["", *(f"_{i}" for i in range(2, 1000))]:
+        folder = parent / f"{name}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"{parent} already holds a thousand runs of this second")
+
+
+def make_budget(config: Mapping[str, Any], samples: int) -> Budget:
+    """How long to train, from ``trainer.max_epochs``, ``max_steps`` and ``max_time``.
+
+    Raises:
+        ValueError: one is negative or unreadable.
+    """
+    trainer = config["trainer"]
+    steps = []
+    epochs = trainer["max_epochs"]
+    if epochs is None and trainer["max_steps"] is None and trainer["max_time"] is None:
+        epochs = trainer["default_epochs"]
+    if epochs is not None:
+        steps.append(round(epochs * samples / (config["batch_size"] * trainer["accumulate"])))
+    if trainer["max_steps"] is not None:
+        steps.append(int(trainer["max_steps"]))
+    seconds = None
+    if trainer["max_time"] is not None:
+        try:
+            days, hours, minutes, rest = (int(part) for part in str(trainer["max_time"]).split(":"))
+        except ValueError as error:
+            raise ValueError(
+                f"trainer.max_time is {trainer['max_time']!r}; expected DD:HH:MM:SS, e.g. 00:00:10:00 for ten minutes"
+            ) from error
+        seconds = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest).total_seconds()
+    if any(step < 0 for step in steps) or (seconds is not None and seconds <= 0):
+        raise ValueError("trainer.max_epochs, max_steps and max_time must not be negative")
+    return Budget(min(steps) if steps else None, seconds)
+
+
+def make_mix(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Mix | None:
+    """Mixup and CutMix, where asked for and there are labels to mix."""
+    if not (config["mix"]["mixup_alpha"] or config["mix"]["cutmix_alpha"]):
+        return None
+    if list(classes) != ["classify"]:
+        raise ValueError(
+            f"mix blends whole images, which {', '.join(classes)} cannot follow; "
+            "set mix.mixup_alpha=0 mix.cutmix_alpha=0"
+        )
+    return Mix(len(classes["classify"]), **config["mix"])
+
+
+def metrics_file(folder: Path, step: int) -> CSVLogger:
+    """Lightning's ``metrics.csv``; on a resume with its earlier rows, which Lightning would delete."""
+    path = folder / "metrics.csv"
+    earlier: list[dict[str, str]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            earlier = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    for row in earlier:
+        logger.log_metrics(
+            {key: float(value) for key, value in row.items() if value and key != "step"}, int(row["step"])
+        )
+    return logger
+
+
+def make_trainer(
+    config: Mapping[str, Any],
+    folder: Path,
+    step: int,
+    working: list[L.Callback],
+    validation: callbacks.Validate,
+    console: Console,
+) -> L.Trainer:
+    """Lightning's trainer as the config sets it; our callbacks decide when to validate, save and stop."""
+    settings = config["trainer"]
+    gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
+    precision: Any = ("16-mixed" if gpu else "32-true") if settings["precision"] == "auto" else settings["precision"]
+    loggers: list[Logger] = [metrics_file(folder, step), TensorBoardLogger(folder, name="", version="")]
+    mains = [name for task in config["heads"] for name in headline_names(task, len(config["heads"]) > 1)]
+    bar = [callbacks.Bar(console, validation, mains)] if settings["progress"] else []
+    return L.Trainer(
+        accelerator=settings["accelerator"],
+        devices=1,
+        precision=precision,
+        max_epochs=1,
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=settings["clip_norm"],
+        logger=loggers,
+        callbacks=[callbacks.Log(), *working, *bar],
+        limit_val_batches=0,
+        log_every_n_steps=10**9,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def headline_names(task: str, several: bool) -> list[str]:
+    """What the progress bar shows of a task."""
+    main = METRICS[task].main
+    return [f"{task}/{main}"] if several else [main]

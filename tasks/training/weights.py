@@ -1,0 +1,79 @@
+"""A whole model's weights in: our own runs, and torchvision's and timm's published models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from backbones.trunk import Trunk
+from backbones.weights import load_weights
+from heads import deeplabv3, fcn, lraspp, ssdlite
+from heads.pooled import Pooled
+from tasks.training.model import Model
+
+State = dict[str, Tensor]
+
+FOREIGN: dict[type[nn.Module], Callable[[State], State]] = {
+    Pooled: dict,  # backbones.weights has renamed them already
+    ssdlite.SSDLite: ssdlite.torchvision_to_ours,
+    lraspp.LRASPP: lraspp.torchvision_to_ours,
+    deeplabv3.DeepLabV3: deeplabv3.torchvision_to_ours,
+    fcn.FCN: fcn.torchvision_to_ours,
+}
+"""Head -> what turns the rest of a foreign checkpoint, its backbone taken out, into the head's own names."""
+
+
+def load_model(model: Model, source: str) -> list[str]:
+    """Fill backbone and heads from one checkpoint.
+
+    A head that the checkpoint does not have keeps its fresh weights (a joint model starts from a single task's run);
+    what the checkpoint has for a head that the model lacks is left out.
+
+    Args:
+        model: of the checkpoint's architecture.
+        source: a run folder, or a file of ours, torchvision's (classifiers, ssdlite320, lraspp, deeplabv3) or timm's.
+    Returns:
+        The tasks whose heads were filled.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys or shapes without a counterpart, all listed; or nothing for any of the heads.
+    """
+    rest = load_weights(cast(Trunk, model.backbone), source)
+    filled = []
+    for task, module in model.heads.items():
+        prefix = f"heads.{task}."
+        own = {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}
+        foreign = not any(key.startswith("heads.") for key in rest) and type(module) in FOREIGN
+        state = FOREIGN[type(module)](rest) if foreign else own
+        if state:
+            fill_head(module, state, f"{source} ({task})")
+            filled.append(task)
+    if not filled:
+        raise ValueError(
+            f"{source} has no weights for {', '.join(model.heads)}; for its backbone alone: backbone.weights={source}"
+        )
+    return filled
+
+
+def fill_head(head: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a head strictly.
+
+    Raises:
+        ValueError: keys or shapes differ, e.g. by the number of classes; lists them.
+    """
+    own = head.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is left over" for key in state if key not in own]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source} does not fit {type(head).__name__}: {'; '.join(wrong)}; "
+            "for other classes than it was trained on take its backbone alone: backbone.weights="
+        )
+    head.load_state_dict(dict(state))

@@ -1,0 +1,78 @@
+"""The command line: quick answers, and mistakes that end in one line with the fix."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures import ROOT, Command
+
+PROBE = """
+import sys
+from importlib import import_module
+sys.argv = ["tasks.detect", *{words!r}]
+try:
+    import_module("tasks.detect").main()
+except SystemExit as stop:
+    code = stop.code
+else:
+    code = 0
+print("CODE", code, "TORCH", "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["backbone=smal"], ["trainer.max_epoch=1"], ["x=[1"]])
+def test_answers_without_torch(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(words=words)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "TORCH False" in done.stdout, done.stdout + done.stderr
+    assert ("CODE 0" in done.stdout) == words[0].startswith("--")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["backbone=smal"], "there is no backbone 'smal', did you mean 'small'?"),
+        (["head=ssdlit"], "there is no head 'ssdlit', did you mean 'ssdlite'?"),
+        (["data=bcd"], "there is no data 'bcd', did you mean 'bccd'?"),
+        (["trainer.max_epoch=1"], "there is no setting 'trainer.max_epoch', did you mean 'trainer.max_epochs'?"),
+        (["bakbone=small"], "did you mean 'backbone'?"),
+        (["data=bccd"], "set data.root"),
+        (["data=bccd", "data.root=/nowhere"], "/nowhere"),
+        (["data=bccd", "data.root={voc}", "data.train=trian"], "did you mean 'train'?"),
+        (["data=voc", "data.root={voc}", "trainer.max_time=10min"], "expected DD:HH:MM:SS"),
+        (["data=voc", "data.root={voc}", "head=linear"], "choose another head"),
+        (["data=voc", "data.root={voc}", "head.features=[c9]"], "needs the feature c9"),
+        (["data=voc", "data.root={voc}", "head.num_classes=7"], "has 2 classes"),
+        (["data=voc", "data.root={voc}", "freeze.bakbone=1"], "fits no parameter"),
+        (["data=voc", "data.root={voc}", "schedule.shape=cosin"], "expected one of cosine"),
+        (["resume=nowhere"], "is no run folder"),
+    ],
+)
+def test_mistakes_end_in_one_line_with_the_fix(
+    command: Command, voc: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    if words == ["data=voc", "data.root={voc}", "freeze.bakbone=1"]:
+        words = ["data=voc", "data.root={voc}", "+freeze.bakbone=1"]
+    done = command("detect", *(word.format(voc=voc) for word in words), check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_sweep_reports_the_failed_run_and_does_the_others(command: Command, voc: Path, tmp_path: Path) -> None:
+    small = ["image_size=[64,64]", "trainer.max_steps=1", "batch_size=2", "workers=0"]
+    done = command("detect", "-m", "data=voc", f"data.root={voc}", *small, "schedule.warmup=0.1,2", check=False)
+    assert done.returncode == 1
+    assert "1 of the sweep's runs failed" in done.stderr
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_works_from_any_folder(command: Command, tmp_path: Path) -> None:
+    assert "backbone" in command("detect", "--cfg", "job", cwd=tmp_path).stdout

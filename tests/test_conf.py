@@ -1,0 +1,159 @@
+"""Every yaml composes, says all its arguments, and builds; every backbone works under every head."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import ROOT, Command, write_voc
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from tasks import build
+from tasks.cli import compose
+from tasks.training.build import plain
+from tasks.training.model import Model
+
+CONF = ROOT / "conf"
+GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
+COMMANDS = ("classify", "detect", "segment")
+OPTIONAL = {"timm": "timm"}
+
+
+def head_of(name: str) -> str:
+    """The task of a head, read off its class."""
+    target = OmegaConf.load(CONF / "head" / f"{name}.yaml").get("_target_") or "heads.lraspp.LRASPP"
+    return get_method(target).task
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "multitask"])
+def test_commands_compose(name: str) -> None:
+    config = plain(compose(name))
+    assert config["task"] == name
+    assert set(config["heads"]) == set(config["tasks"])
+
+
+@pytest.mark.parametrize("choice", [f"{group}/{name}" for group in ("backbone", "optimizer") for name in GROUPS[group]])
+def test_choices_for_all_commands_compose(choice: str) -> None:
+    group, name = choice.split("/")
+    for command in COMMANDS:
+        assert plain(compose(command, [f"{group}={name}"]))[group]["_target_"]
+
+
+@pytest.mark.parametrize("name", GROUPS["data"])
+def test_data_sets_compose_with_their_recipes(name: str) -> None:
+    for command in COMMANDS:
+        assert plain(compose(command, [f"data={name}"]))["data"]["name"] == name
+
+
+@pytest.mark.parametrize("choice", [f"{g}/{n}" for g in ("backbone", "head", "data", "augment", "optimizer") for n in GROUPS[g]])
+def test_a_yaml_gives_every_argument_and_no_other(choice: str) -> None:
+    group, name = choice.split("/")
+    command = head_of(name) if group == "head" else "detect"
+    node = plain(compose(command, [f"{group}={name}"]))[group]
+    parameters = inspect.signature(get_method(node["_target_"])).parameters
+    given = {key for key in node if not key.startswith("_")} - {"name", "head_width"}
+    assert given <= parameters.keys() | {"name"}
+    supplied = {"specs", "size", "params", "self"}  # by the runner
+    needed = {key for key, parameter in parameters.items() if key not in supplied}
+    if group != "optimizer":  # torch's have switches that are for nobody
+        assert needed - given - {"name"} <= {"variant"}
+
+
+@cache
+def model(task: str, backbone: str, head: str) -> Model:
+    if backbone in OPTIONAL:
+        pytest.importorskip(OPTIONAL[backbone])
+    choices = [f"backbone={backbone}", f"head={head}", "head.num_classes=4", "image_size=[64,96]"]
+    return build(task, choices)
+
+
+def target_of(task: str, size: tuple[int, int]) -> Any:
+    if task == "classify":
+        return torch.tensor([0, 3])
+    if task == "detect":
+        boxes = torch.tensor([[[4.0, 4, 40, 40], [30, 10, 90, 60]], [[0, 0, 1, 1], [0, 0, 1, 1]]])
+        return {"boxes": boxes, "labels": torch.tensor([[1, 0], [-1, -1]])}
+    mask = torch.randint(0, 4, (2, *size), generator=torch.Generator().manual_seed(0))
+    mask[0, :8] = 255
+    return mask
+
+
+@pytest.mark.parametrize("backbone", GROUPS["backbone"])
+@pytest.mark.parametrize("head", GROUPS["head"])
+def test_every_backbone_trains_and_predicts_under_every_head(backbone: str, head: str) -> None:
+    task = head_of(head)
+    net = model(task, backbone, head).train()
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    losses = net.losses(net(image), {task: target_of(task, (64, 96))})[task]
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+    net.eval()
+    with torch.inference_mode():
+        predicted = net.head(task).predict(net(image)[task], [(64, 96), (50, 70)])
+    assert len(predicted) == 2
+
+
+@pytest.mark.parametrize("backbone", GROUPS["backbone"])
+def test_features_are_as_specified(backbone: str) -> None:
+    net = model("classify", backbone, "linear").eval()
+    image = torch.rand(1, 3, 65, 97)
+    with torch.inference_mode():
+        features = net.backbone(image)
+    specs = net.backbone.specs
+    assert features.keys() == specs.keys()
+    for name, feature in features.items():
+        ceil = [-(-side // specs[name].stride) for side in (65, 97)]
+        assert list(feature.shape) == [1, specs[name].channels, *ceil], name
+
+
+PLUGIN_HEAD = '''
+from heads.linear import Linear
+
+class Cautious(Linear):
+    """Linear, with its logits halved."""
+    def forward(self, features, size):
+        return super().forward(features, size) / 2
+'''
+PLUGIN_DATA = '''
+from tasks.data import DataSet
+from tasks.data.voc import read as read_voc
+
+def read(root, tasks, seed):
+    data = read_voc(root, "train", "val", "test", None, True, "fail", ["detect"], seed)
+    for split in data.splits.values():
+        for sample in split:
+            sample.targets["classify"] = int(sample.targets["detect"].labels[0])
+    data.classes = {"classify": data.classes["detect"]}
+    return data
+'''
+
+
+def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_voc(tmp_path / "voc")
+    (tmp_path / "cautious.py").write_text(PLUGIN_HEAD)
+    (tmp_path / "shapes_reader.py").write_text(PLUGIN_DATA)
+    for group in ("head", "data"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    linear = (CONF / "head" / "linear.yaml").read_text()
+    (tmp_path / "conf/head/cautious.yaml").write_text(
+        linear.replace("name: linear", "name: cautious").replace("heads.linear.Linear", "cautious.Cautious")
+    )
+    (tmp_path / "conf/data/shapes.yaml").write_text(
+        "name: shapes\n_target_: shapes_reader.read\nroot: null\ntasks: ${tasks}\nseed: ${data_seed}\n"
+    )
+    done = command(
+        "classify", "--config-dir", str(tmp_path / "conf"), "head=cautious", "data=shapes", f"data.root={root}",
+        "image_size=[32,32]", "batch_size=4", "trainer.max_steps=2", "workers=0",
+    )  # fmt: skip
+    assert "small + cautious on shapes" in done.stdout

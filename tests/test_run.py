@@ -1,0 +1,135 @@
+"""Whole runs on a tiny data set: what they leave behind, that they repeat, and that they go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import ROOT, Command
+
+from tasks import build, load
+
+TINY = ["data=voc", "image_size=[64,64]", "batch_size=4", "workers=0", "trainer.validations=2", "trainer.threads=1"]
+
+
+def folder_of(output: str) -> Path:
+    return Path(next(line for line in output.splitlines() if line.startswith("run folder")).split()[2])
+
+
+def weights(folder: Path, name: str = "best.pt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / name, weights_only=True)["model"]
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_leaves_what_the_readme_says(command: Command, voc: Path, tmp_path: Path) -> None:
+    done = command("detect", *TINY, f"data.root={voc}", "trainer.max_epochs=2")
+    folder = tmp_path / folder_of(done.stdout)
+    assert {"config.yaml", "best.pt", "last.pt", "metrics.csv", "predictions.png"} <= {p.name for p in folder.iterdir()}
+    assert list(folder.glob("events.out.tfevents*"))
+    assert not list(folder.glob(".*tmp"))
+    (record,) = records(tmp_path)
+    assert record["task"] == "detect"
+    assert record["split"] == "test"
+    assert record["budget"] == "2 epochs"
+    assert record["params"] == sum(p.numel() for p in load(folder).parameters())
+    assert set(record["per_class"]["detect"]) == {"square", "bar"}
+    assert "map_50" in done.stdout
+    assert "try next" in done.stdout
+
+
+def test_a_trained_run_loads_and_predicts(command: Command, voc: Path, tmp_path: Path) -> None:
+    done = command("detect", *TINY, f"data.root={voc}", "trainer.max_epochs=1")
+    net = load(tmp_path / folder_of(done.stdout))
+    assert not net.training
+    assert net.classes == {"detect": ("bar", "square")}
+    seen = net.predict(voc / "JPEGImages" / "000.jpg")["detect"]
+    assert seen["boxes"].shape[1] == 4
+    assert float(seen["boxes"].max()) <= 64
+
+
+def test_build_needs_no_data() -> None:
+    net = build("detect", ["backbone=large", "head.num_classes=90"])
+    assert not net.training
+    with torch.inference_mode():
+        output = net(torch.rand(1, 3, 320, 320))["detect"]
+    assert output["cls"].shape == (1, 3234, 91)
+
+
+def test_one_seed_gives_one_result(command: Command, voc: Path, tmp_path: Path) -> None:
+    words = [*TINY, f"data.root={voc}", "trainer.max_steps=6"]
+    first, second, other = (command("detect", *words, f"seed={seed}") for seed in (1, 1, 2))
+    one, two, three = (weights(tmp_path / folder_of(done.stdout)) for done in (first, second, other))
+    assert equal(one, two)
+    assert not equal(one, three)
+    a, b, _ = records(tmp_path)
+    assert a["metrics"] == b["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_ends_where_an_uninterrupted_one_does(
+    command: Command, voc: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    words = [*TINY, f"data.root={voc}", "trainer.max_steps=60", "trainer.save_every=0", "trainer.accumulate=2"]
+    whole = tmp_path / folder_of(command("detect", *words).stdout)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "tasks.detect", *words, "output=stopped"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (last := list(tmp_path.glob("stopped/detect/*/last.pt"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    stopped.send_signal(how)
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode != 0
+    step = torch.load(last[0], weights_only=True)["step"]
+    assert 0 < step < 60, "the test wants to stop in the middle"
+    if how is signal.SIGINT:
+        assert f"resume={last[0].parent.relative_to(tmp_path)}" in out
+    command("detect", f"resume={last[0].parent}")
+    assert equal(weights(whole), weights(last[0].parent))
+    assert equal(weights(whole, "last.pt"), weights(last[0].parent, "last.pt"))
+    first, second = records(tmp_path)
+    assert first["metrics"] == second["metrics"]
+
+
+def test_resume_refuses_to_become_another_run(command: Command, voc: Path, tmp_path: Path) -> None:
+    folder = tmp_path / folder_of(command("detect", *TINY, f"data.root={voc}", "trainer.max_steps=1").stdout)
+    done = command("detect", f"resume={folder}", "backbone=large", check=False)
+    assert done.returncode == 1
+    assert "backbone=large cannot change it" in done.stderr
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(command: Command, voc: Path, tmp_path: Path) -> None:
+    done = command(
+        "detect", *TINY, f"data.root={voc}", "trainer.max_steps=40", "trainer.save_every=0", "optimizer=sgd",
+        "optimizer.lr=1e12", "trainer.clip_norm=null", "schedule.warmup=0", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the last good checkpoint is kept" in done.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+    for file in tmp_path.glob("outputs/detect/*/last.pt"):
+        assert all(torch.isfinite(v).all() for v in weights(file.parent, "last.pt").values())
+
+
+def test_without_training_the_score_is_about_zero(command: Command, voc: Path, tmp_path: Path) -> None:
+    command("detect", *TINY, f"data.root={voc}", "trainer.max_epochs=0")
+    (record,) = records(tmp_path)
+    assert record["train_seconds"] == 0
+    assert record["metrics"]["map_50"] < 0.05

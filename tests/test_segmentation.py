@@ -1,0 +1,99 @@
+"""The segmentation heads' common loss and prediction against torch's own functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
+
+
+def batch(size: tuple[int, int], k: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, k, 7, 9, generator=generator)
+    mask = torch.randint(0, k, (3, *size), generator=generator)
+    mask[torch.rand(mask.shape, generator=generator) < 0.2] = 255
+    return logits.requires_grad_(), mask
+
+
+def plain_loss(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    full = F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(full, mask, weights, ignore_index=255)
+
+
+@pytest.mark.parametrize("size", [(56, 72), (53, 71), (7, 9), (5, 4)])
+@pytest.mark.parametrize("weights", [torch.ones(5), torch.tensor([0.5, 2.0, 0.0, 1.0, 7.0])], ids=["equal", "weighted"])
+def test_loss_and_gradient_equal_interpolate_and_cross_entropy(size: tuple[int, int], weights: Tensor) -> None:
+    logits, mask = batch(size)
+    (expected,) = torch.autograd.grad(2 * plain_loss(logits, mask, weights), logits)
+    loss = pixel_loss(logits, mask, weights)
+    (gradient,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
+    torch.testing.assert_close(loss, plain_loss(logits, mask, weights), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+    (again,) = torch.autograd.grad(2 * loss, logits)  # what a gradient-based balancing of tasks does
+    assert torch.equal(again, gradient)
+
+
+def test_loss_of_extreme_logits_is_finite() -> None:
+    logits, mask = batch((20, 20))
+    torch.testing.assert_close(
+        pixel_loss(1e4 * logits, mask, torch.ones(5)), plain_loss(1e4 * logits, mask, torch.ones(5))
+    )
+
+
+def test_loss_under_autocast_and_without_gradient() -> None:
+    logits, mask = batch((28, 36))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pixel_loss(logits.bfloat16(), mask, torch.ones(5))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert logits.grad is not None
+    with torch.no_grad():
+        torch.testing.assert_close(pixel_loss(logits, mask, torch.ones(5)), loss, rtol=1e-2, atol=1e-2)
+
+
+def test_loss_of_ignored_pixels_only_is_zero() -> None:
+    logits, mask = batch((28, 36))
+    loss = pixel_loss(logits, torch.full_like(mask, 255), torch.ones(5))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("value", [5, 254, 300])
+def test_loss_names_values_outside_the_classes(value: int) -> None:
+    logits, mask = batch((28, 36))
+    mask[0, 0, :3] = value
+    with pytest.raises(ValueError, match=rf"5 classes.*\{{{value}: 3\}}"):
+        pixel_loss(logits, mask, torch.ones(5))
+
+
+def test_class_maps_are_the_argmax_of_the_upsampled_logits() -> None:
+    logits, _ = batch((1, 1))
+    sizes = [(30, 41), (7, 9), (4, 100)]
+    maps = class_maps(logits.detach(), sizes)
+    for low, size, found in zip(logits.detach(), sizes, maps, strict=True):
+        full = F.interpolate(low[None], size=size, mode="bilinear", align_corners=False)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found.long(), full[0].argmax(0))
+
+
+def test_class_maps_give_the_lower_class_of_equal_logits() -> None:
+    (found,) = class_maps(torch.zeros(1, 4, 3, 3), [(6, 6)])
+    assert not found.any()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_class_weights_must_be_one_number_a_class(weights: list[float]) -> None:
+    assert torch.equal(class_weight_tensor(None, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="expected 3 finite numbers"):
+        class_weight_tensor(weights, 3)
+
+
+def test_another_heads_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"classifier\.7\.weight has no counterpart"):
+        rename_head({"classifier.7.weight": torch.zeros(1), "backbone.x": torch.zeros(1)}, {"0": "conv"})
+    with pytest.raises(ValueError, match="no entry classifier"):
+        rename_head({"backbone.x": torch.zeros(1)}, {"0": "conv"})
