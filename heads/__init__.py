@@ -1,7 +1,7 @@
 """Heads turn feature maps into a task's raw output, its loss and its prediction.
 
-A head is a plain ``nn.Module``; its yaml is a ``_partial_`` that receives the backbone's ``specs``. ``forward`` gives the
-same raw output in training and evaluation; ``loss`` and ``predict`` are separate.
+A head is a plain ``nn.Module``; its yaml is a ``_partial_`` that receives the backbone's ``specs``. ``forward`` gives
+the same raw output in training and evaluation; ``loss`` and ``predict`` are separate.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ Size = tuple[int, int]
 class Head(Protocol):
     """The contract; nothing inherits from it. What output, target and prediction are depends on the task:
 
-    ========  ==========================================  ==================================  ===============================
-    task      output                                      target (padded to one tensor)       prediction
-    ========  ==========================================  ==================================  ===============================
-    classify  logits [B, K]                               label [B] int64 or [B, K] float     scores [B, K], sum 1
-    detect    dict of raw tensors (see the head)          {"boxes" [B, N, 4] xyxy px,         list of {"boxes" [n, 4] xyxy,
-                                                          "labels" [B, N], -1 = padding}      "scores" [n], "labels" [n]}
-    segment   logits [B, K, h, w] at the head's stride    mask [B, H, W] int64, 255 = ignore  list of class maps [H, W]
-    ========  ==========================================  ==================================  ===============================
+    ========  ========================================  ============================  ============================
+    task      output                                    target                        prediction
+    ========  ========================================  ============================  ============================
+    classify  logits [B, K]                             label [B] int64, or           scores [B, K], sum 1
+                                                        [B, K] float
+    detect    dict of raw tensors (see the head)        {"boxes" [B, N, 4] xyxy px,   list of {"boxes" [n, 4] xyxy,
+                                                        "labels" [B, N], -1 padding}  "scores" [n], "labels" [n]}
+    segment   logits [B, K, h, w], the head's stride    mask [B, H, W], 255 ignored   list of class maps [H, W]
+    ========  ========================================  ============================  ============================
     """
 
     task: ClassVar[str]

@@ -1,9 +1,10 @@
-"""Pure box functions: anchors, overlap, matching, offsets. Boxes are xyxy in pixels where the name says nothing else."""
+"""Pure box functions: anchors, overlap, matching, offsets. Boxes are xyxy in pixels unless the name says otherwise."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def anchor_shapes(
     """
     scales = [min_scale + (max_scale - min_scale) * i / (maps - 1.0) for i in range(maps)] + [1.0]
     shapes = []
-    for scale, following in zip(scales, scales[1:], strict=False):
+    for scale, following in pairwise(scales):
         between = math.sqrt(scale * following)
         pairs = [(scale, scale), (between, between)]
         for ratio in ASPECT_RATIOS:

@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 POOL = 1024
-"""Anchors an image whose candidates are looked at first; more than the 1,000 boxes of ``_shift``."""
+"""Candidates an image that are looked at first; more than the 1,000 boxes of ``_shift``."""
 
 FEW_CLASSES = 16
 """Up to here the best of each class are found as fast as the best of the image."""
 
-CROWD = 48
-"""A class with more candidates in an image is suppressed by torchvision's kernel, for pairs grow with the square."""
+WIDTHS = (1, 8, 16, 32, 64, 128, 256)
+"""Groups up to the same of these sizes are compared together."""
+
+PAIRS = 524288
+"""Pairs of boxes compared at once, which bounds the memory."""
 
 
 class Limits(NamedTuple):
@@ -86,21 +88,29 @@ def detect(boxes: Tensor, scores: Tensor, limits: Limits) -> list[Found]:
 
 
 def _best_of_image(scores: Tensor, limits: Limits) -> tuple[Candidates, Tensor, Tensor]:
-    """Candidates with all scores down to a floor, that of the ``POOL``-th best anchor by its best class.
+    """All candidates down to a floor, the score of the ``POOL``-th best.
 
     Returns:
         Candidates; [B] bool: whether there are no others; [B] bool: whether equal scores leave their order open.
     """
     batch, count, classes = scores.shape
     best = scores.amax(dim=2)  # [B, A]
-    floor = best.topk(min(max(POOL, 4 * limits.detections), count), dim=1, sorted=False).values.amin(dim=1)  # [B]
+    most = max(POOL, 4 * limits.detections)
+    # At least as many scores as anchors reach the floor of the anchors' best: a cheap first cut.
+    floor = best.topk(min(most, count), dim=1, sorted=False).values.amin(dim=1)  # [B]
     lowest = torch.nextafter(scores.new_tensor(limits.score_threshold), scores.new_tensor(torch.inf))
-    complete = floor < lowest
     floor = floor.maximum(lowest)
     image, anchor = (best >= floor[:, None]).nonzero(as_tuple=True)
     rows = scores[image, anchor]  # [R, K]
     row, label = (rows >= floor[image, None]).nonzero(as_tuple=True)
     image, anchor, score = image[row], anchor[row], rows[row, label]
+
+    order, _ = _by_group(image, score)
+    last = _places(image[order], torch.bincount(image, minlength=batch)) == most - 1
+    floor = floor.index_copy_(0, image[order[last]], score[order[last]])
+    above = score >= floor[image]
+    image, anchor, label, score = image[above], anchor[above], label[above], score[above]
+    complete = floor <= lowest
 
     group = image * classes + label
     order, equal = _by_group(group, score)
@@ -185,35 +195,61 @@ def _shift(box: Tensor, pool: Candidates, few: Tensor) -> Tensor:
 
 def _suppress(box: Tensor, pool: Candidates, nms_iou: float) -> Tensor:
     """Greedy non-maximum suppression in each class of each image: [n] bool, whether the box [n, 4] stays."""
-    rank = pool.rank
-    keep = torch.ones_like(rank, dtype=torch.bool)
-    crowded = pool.size > CROWD
-    for start in (crowded & (rank == 0)).nonzero().flatten().tolist():
-        part = slice(start, start + int(pool.size[start]))
-        keep[part] = False
-        keep[nms(box[part], pool.score[part], nms_iou) + start] = True
-
-    # Every box of the other classes with each better one of its own.
-    before = rank.masked_fill(crowded, 0)
-    worse = torch.arange(len(rank), device=rank.device).repeat_interleave(before)
-    better = worse - before[worse] + _places(worse, before)
-    over = _overlaps(box, worse, better, nms_iou)
-    worse, better = worse[over], better[over]
-    while True:  # each round settles one more link of every chain of overlaps; a few rounds in practice
-        stays = torch.ones_like(keep).index_fill_(0, worse[keep[better]], False).where(~crowded, keep)
-        if torch.equal(stays, keep):
-            return keep
-        keep = stays
+    keep = torch.ones_like(pool.rank, dtype=torch.bool)
+    sides = box.t().contiguous()
+    sizes, order = pool.size[pool.rank == 0].sort()
+    starts = (pool.rank == 0).nonzero().squeeze(1)[order]
+    edges = torch.searchsorted(sizes, torch.tensor(WIDTHS, device=sizes.device), right=True).tolist()
+    for first, end in zip(edges, [*edges[1:], len(sizes)], strict=True):
+        if first < end:  # groups of similar size, padded to the largest of them
+            most = int(sizes[end - 1])
+            step = max(1, PAIRS // most**2)
+            for i in range(first, end, step):
+                part = slice(i, min(i + step, end))
+                _greedy(keep, *_overlaps(sides, starts[part], sizes[part], most, nms_iou))
+    return keep
 
 
-def _overlaps(box: Tensor, one: Tensor, other: Tensor, nms_iou: float) -> Tensor:
-    """Whether the pairs overlap too much, with the arithmetic of torchvision's kernel."""
-    left, top, right, bottom = box.t().contiguous()
+def _overlaps(sides: Tensor, starts: Tensor, sizes: Tensor, most: int, nms_iou: float) -> tuple[Tensor, Tensor]:
+    """The pairs of a group that overlap too much, with the arithmetic of torchvision's kernel.
+
+    Args:
+        sides: [4, n] left, top, right, bottom, by group and falling score.
+        starts: [G] first box of each group.
+        sizes: [G] boxes of each group.
+        most: the largest of ``sizes``.
+        nms_iou: largest overlap.
+    Returns:
+        The better and the worse box of each pair, [P] indices into n.
+    """
+    place = torch.arange(most, device=sides.device)
+    index = (starts[:, None] + place).clamp_(max=sides.shape[1] - 1)  # [G, L]
+    left, top, right, bottom = sides[:, index]
     area = (right - left) * (bottom - top)
-    width = (torch.minimum(right[one], right[other]) - torch.maximum(left[one], left[other])).clamp_(min=0)
-    height = (torch.minimum(bottom[one], bottom[other]) - torch.maximum(top[one], top[other])).clamp_(min=0)
-    shared = width.mul_(height)
-    return (shared / (area[one] + area[other] - shared)).double() > nms_iou
+    shared = _shared(left, right).mul_(_shared(top, bottom))  # [G, L, L]
+    union = (area[:, :, None] + area[:, None, :]).sub_(shared)
+    limit = torch.tensor(nms_iou, dtype=sides.dtype)
+    if limit.double() > nms_iou:  # the kernel compares as double; the next float below gives the same answers
+        limit = torch.nextafter(limit, torch.tensor(0.0, dtype=sides.dtype))
+    over = shared.div_(union) > limit.item()
+    over &= (place[:, None] < place) & (place < sizes[:, None])[:, None, :]
+    group, better, worse = over.nonzero(as_tuple=True)
+    return index[group, better], index[group, worse]
+
+
+def _shared(low: Tensor, high: Tensor) -> Tensor:
+    least = torch.minimum(high[:, :, None], high[:, None, :])
+    return least.sub_(torch.maximum(low[:, :, None], low[:, None, :])).clamp_(min=0)
+
+
+def _greedy(keep: Tensor, better: Tensor, worse: Tensor) -> None:
+    """Clears in ``keep`` what a better box that stays suppresses."""
+    while len(worse):
+        # A box that no open pair calls the worse one stays for sure, so its partners go; the first one is always such.
+        unsure = torch.zeros_like(keep).index_fill_(0, worse, True)
+        keep.index_fill_(0, worse[~unsure[better]], False)
+        open_ = keep[better] & keep[worse]
+        better, worse = better[open_], worse[open_]
 
 
 def to_images(found: list[Found], size: tuple[int, int], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from heads.detections import Limits, detect, to_images
 from heads.losses import focal_loss, giou_loss, hard_negative_loss
 
 PRIOR = 0.01
-"""Probability of an object that a focal-loss head starts from, so that the background does not drown the first steps."""
+"""Probability of an object that a focal-loss head starts from, lest the background drown the first steps."""
 
 
 class SSD(nn.Module):
@@ -137,7 +138,7 @@ class SSD(nn.Module):
                     nn.init.zeros_(module.bias)
         if self.focal:
             for predictor in self.cls:
-                nn.init.constant_(predictor[-1].bias, -torch.tensor(1 / PRIOR - 1).log())
+                nn.init.constant_(cast(nn.Sequential, predictor)[-1].get_parameter("bias"), -math.log(1 / PRIOR - 1))
 
     def forward(self, features: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
         """Raw output (see the class) for the features of images of ``size`` (height, width in pixels)."""

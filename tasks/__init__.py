@@ -18,8 +18,8 @@ def build(task: str, overrides: Sequence[str] = ()) -> Model:
 
     Args:
         task: ``classify``, ``detect``, ``segment`` or ``multitask``.
-        overrides: as on the command line, e.g. ``["backbone=large", "head.num_classes=90"]``. With the number of classes
-            given no data set is read.
+        overrides: as on the command line, e.g. ``["backbone=large", "head.num_classes=90"]``. With the number of
+            classes given no data set is read.
     Raises:
         ValueError: a name or key that does not exist.
         FileNotFoundError: the data set is needed and not there.

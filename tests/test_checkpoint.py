@@ -24,7 +24,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device.*the one before it is whole.*free some space"):
+    with pytest.raises(OSError, match=r"No space left on device.*the one before it is whole.*free some space"):
         checkpoint.save(path, {"model": {"w": torch.zeros(3)}})
     assert checkpoint.load(path)["model"]["w"].tolist() == [1, 1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
@@ -62,7 +62,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     small = build("detect", ["head.num_classes=2"])
     path = tmp_path / "small.pt"
     checkpoint.save(path, {"model": small.state_dict()})
-    with pytest.raises(ValueError, match="large|shape|expected|counterpart|architecture"):
+    with pytest.raises(ValueError, match=r"has no counterpart|expected"):
         build("detect", ["backbone=large", "head.num_classes=2", f"weights={path}"])
     again = build("detect", ["head.num_classes=2", f"weights={path}"])
     ours, theirs = small.state_dict(), again.state_dict()

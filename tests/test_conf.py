@@ -50,13 +50,15 @@ def test_data_sets_compose_with_their_recipes(name: str) -> None:
         assert plain(compose(command, [f"data={name}"]))["data"]["name"] == name
 
 
-@pytest.mark.parametrize("choice", [f"{g}/{n}" for g in ("backbone", "head", "data", "augment", "optimizer") for n in GROUPS[g]])
+@pytest.mark.parametrize(
+    "choice", [f"{g}/{n}" for g in ("backbone", "head", "data", "augment", "optimizer") for n in GROUPS[g]]
+)
 def test_a_yaml_gives_every_argument_and_no_other(choice: str) -> None:
     group, name = choice.split("/")
     command = head_of(name) if group == "head" else "detect"
     node = plain(compose(command, [f"{group}={name}"]))[group]
     parameters = inspect.signature(get_method(node["_target_"])).parameters
-    given = {key for key in node if not key.startswith("_")} - {"name", "head_width"}
+    given = {key for key in node if not key.startswith("_")} - {"name", "head_width", "head_activation"}
     assert given <= parameters.keys() | {"name"}
     supplied = {"specs", "size", "params", "self"}  # by the runner
     needed = {key for key, parameter in parameters.items() if key not in supplied}
@@ -123,7 +125,7 @@ class Cautious(Linear):
     def forward(self, features, size):
         return super().forward(features, size) / 2
 '''
-PLUGIN_DATA = '''
+PLUGIN_DATA = """
 from tasks.data import DataSet
 from tasks.data.voc import read as read_voc
 
@@ -134,7 +136,7 @@ def read(root, tasks, seed):
             sample.targets["classify"] = int(sample.targets["detect"].labels[0])
     data.classes = {"classify": data.classes["detect"]}
     return data
-'''
+"""
 
 
 def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: import direction, what a wheel holds, that every yaml composes and builds."""
+"""The house rules that a machine can check: import direction, what a wheel holds, what stays light."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,22 @@ def test_processes_may_write_at_once(tmp_path: Path) -> None:
     records, problems = read_records(path)
     assert not problems
     assert sorted(r["seed"] for r in records) == sorted(seed * 100 + i for seed in range(4) for i in range(40))
+
+
+def test_a_record_waits_for_the_lock(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="no file locks here")
+    path = tmp_path / "results.jsonl"
+    write_record(path, record())
+    before = path.read_bytes()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer = threading.Thread(target=write_record, args=(path, record(seed=1)))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        assert path.read_bytes() == before
+    writer.join()
+    assert len(read_records(path)[0]) == 2
 
 
 def test_a_missing_file_names_the_key(tmp_path: Path) -> None:

@@ -92,4 +92,5 @@ def test_places_are_brute_force_s(seed: int) -> None:
 def test_what_has_no_spread_has_no_place() -> None:
     assert places([Stat(0.9, None, 1), None, Stat(0.5, 0.01, 2), Stat(0.4, 0.01, 2)]) == [None, None, (1, 1), (2, 2)]
     assert places([Stat(0.5, 0.1, 2), Stat(0.5, 0.1, 2)]) == [(1, 2), (1, 2)]
+    assert places([Stat(0.5, 0.125, 2), Stat(0.75, 0.125, 2)]) == [(1, 2), (1, 2)]  # they touch
     assert places([]) == []

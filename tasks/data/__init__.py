@@ -26,7 +26,7 @@ class Boxes:
     labels: np.ndarray
     """[n] int64: index into the data set's classes."""
     crowd: np.ndarray
-    """[n] bool: a region of many objects (COCO ``iscrowd``) or ``difficult`` (VOC): not trained on, ignored by scores."""
+    """[n] bool: a region of many (COCO ``iscrowd``) or ``difficult`` (VOC): not trained on, ignored by scores."""
     area: np.ndarray
     """[n] float32: px^2; COCO's segment area, else width x height. Decides small, medium, large in the scores."""
 

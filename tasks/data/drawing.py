@@ -10,17 +10,17 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from tasks.data.shapes import SHAPES, Shape, draw_outline
 
-VERSION = 1
+VERSION = 2
 """Of what is drawn; raise it with any change of a picture, so that no stale cache is read."""
 
 _SHAPES = tuple(SHAPES.values())
 # How hard the set is. Scales are shares of the frame's side.
 _MAIN_SCALE = (0.25, 0.6)  # uniform
-_OTHER_SCALE = (0.08, 0.4)  # uniform in its logarithm
-_MOST_THINGS = 5
+_OTHER_SCALE = (0.08, 0.45)  # uniform
+_MOST_THINGS = 4
 _LEAST_VISIBLE = 0.3  # of each thing
 _MOST_COVERED = 0.45  # of a thing's place, by things behind it
-_OWN_HUE = 0.75  # share of the things that have about their class's hue
+_OWN_HUE = 0.9  # share of the things that have about their class's hue
 
 
 class Scene(NamedTuple):
@@ -53,7 +53,7 @@ class _Thing(NamedTuple):
 def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
     """A scene that depends on nothing but the arguments.
 
-    One main object of 25 to 60 % of the frame and up to four of 8 to 40 %, turned, over each other, cut at the border;
+    One main object of 25 to 60 % of the frame and up to three of 8 to 45 %, turned, over each other, cut at the border;
     whatever is seen by less than 30 % is left out.
 
     Args:
@@ -77,7 +77,7 @@ def _place(random: np.random.Generator, size: int) -> list[_Thing]:
     things: list[_Thing] = []
     owner = np.full((size, size), -1)
     for number in range(int(random.integers(1, _MOST_THINGS + 1))):
-        scale = random.uniform(*_MAIN_SCALE) if number == 0 else np.exp(random.uniform(*np.log(_OTHER_SCALE)))
+        scale = random.uniform(*(_MAIN_SCALE if number == 0 else _OTHER_SCALE))
         for _ in range(8):
             thing = _throw(random, size, scale)
             behind = owner[thing.window()][thing.cover > 127]

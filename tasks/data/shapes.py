@@ -160,13 +160,13 @@ def _veins(u: np.ndarray, v: np.ndarray, random: np.random.Generator) -> np.ndar
 _STAR = _polar(np.tile([1.0, 0.45], 5), 0.05)
 SHAPES = {
     "ball": Shape(_circle(0.9), _dots, hue=0.58),
-    "star": Shape(_STAR, _glow, hue=0.14),
+    "star": Shape(_STAR, _glow, hue=0.15),
     "cross": Shape(_cross(), _checker, hue=0.78),
-    "heart": Shape(_heart(), _gloss, hue=0.97),
-    "moon": Shape(_moon(), _craters, hue=0.11),
+    "heart": Shape(_heart(), _gloss, hue=0.92),
+    "moon": Shape(_moon(), _craters, hue=0.08),
     "arrow": Shape(_arrow(), _stripes, hue=0.40),
-    "gear": Shape(_gear(), _grooves, hue=0.62, hole=_circle(0.3)),
-    "ring": Shape(_circle(0.95), _sectors, hue=0.02, hole=_circle(0.55)),
+    "gear": Shape(_gear(), _grooves, hue=0.68, hole=_circle(0.3)),
+    "ring": Shape(_circle(0.95), _sectors, hue=0.0, hole=_circle(0.55)),
     "crystal": Shape(_polar(np.full(6, 0.95)), _facets, hue=0.50),
     "leaf": Shape(_leaf(), _veins, hue=0.29),
 }

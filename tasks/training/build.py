@@ -82,7 +82,7 @@ def complete(
 
 def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
     """Build backbone and heads of a complete config."""
-    backbone = make(without(config["backbone"], "name", "head_width"))
+    backbone = make(without(config["backbone"], "name", "head_width", "head_activation"))
     heads = {task: make(without(head, "name"))(backbone.specs) for task, head in config["heads"].items()}
     size = (config["image_size"][0], config["image_size"][1])
     return Model(backbone, heads, classes, size, make(config["evaluation"])(size))
