@@ -143,12 +143,10 @@ class Trunk(nn.Module):
         self.apply(initialise)
         self.register_load_state_dict_post_hook(lambda module, _: module.pad_same(bool(module.same_padding)))
         self.pad_same(padding == "same")
-        self.head_weights: dict[str, Tensor] = {}
-        """What the loaded checkpoint held beside the backbone, for whoever builds a head."""
         if weights is not None:
             from backbones.weights import load_weights
 
-            self.head_weights = load_weights(self, weights)
+            load_weights(self, weights)
 
     def pad_same(self, same: bool) -> None:
         """Makes every convolution pad as TensorFlow does, or symmetrically."""

@@ -139,6 +139,14 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     return overlap.div_(union)
 
 
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Overlap of boxes [P, 4] xyxy with one other each: [P] in [0, 1]."""
+    sides = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
+    shared = sides.clamp(min=0).prod(dim=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (others[:, 2:] - others[:, :2]).prod(dim=1)
+    return shared / (areas - shared)
+
+
 def match_anchors(boxes: Tensor, labels: Tensor, anchors: Tensor, threshold: float) -> Tensor:
     """Which box each anchor answers for.
 
@@ -164,3 +172,55 @@ def match_anchors(boxes: Tensor, labels: Tensor, anchors: Tensor, threshold: flo
     box = torch.arange(count, device=labels.device).where(real, -1)
     forced = torch.full_like(matched, -1).scatter_reduce(1, iou.argmax(dim=2), box, "amax")
     return matched.where(forced < 0, forced)
+
+
+@lru_cache(maxsize=64)
+def grid_cells(maps: tuple[Size, ...], strides: tuple[int, ...], device: torch.device) -> Tensor:
+    """The cells of feature maps as boxes, in the order of ``default_boxes``.
+
+    Args:
+        maps: height and width of each feature map, cells.
+        strides: of each map, pixels.
+        device: where to put them.
+    Returns:
+        [A, 4] float32, xyxy, pixels; squares whose side is the stride. Cached: do not write into it.
+    """
+    with torch.inference_mode(False):
+        parts = []
+        for (height, width), stride in zip(maps, strides, strict=True):
+            y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+            corner = torch.stack((x, y), dim=-1).view(-1, 2)
+            parts.append(torch.cat((corner, corner + stride), dim=1))
+        return torch.cat(parts).float().to(device)
+
+
+def match_points(boxes: Tensor, labels: Tensor, cells: Tensor, radius: float, least: Tensor, largest: Tensor) -> Tensor:
+    """Which box the centre of each cell answers for: the smallest of those that qualify.
+
+    A box qualifies if the point lies in it and within ``radius`` strides of its centre in x and y, and if the farthest
+    side is within the range of the cell's level.
+
+    Args:
+        boxes: [B, N, 4] float, xyxy, pixels; N may be 0.
+        labels: [B, N] int64, -1 = padding.
+        cells: [A, 4] float, xyxy, pixels.
+        radius: in strides.
+        least: [A] float: the farthest side is more than that away, pixels ...
+        largest: [A] float: ... and less than that.
+    Returns:
+        [B, A] int64: index of the box, -1 = background.
+    Source: FCOS, arXiv 1904.01355, section 3; centre sampling: the authors' code. Equal to torchvision's FCOS.
+    """
+    if labels.shape[1] == 0:
+        return labels.new_full((len(labels), len(cells)), -1)
+    left, top, right, bottom = boxes[..., None].unbind(2)  # [B, N, 1]
+    x, y = ((cells[:, :2] + cells[:, 2:]) / 2).t().contiguous()  # [A]
+    reach = radius * (cells[:, 2] - cells[:, 0])
+    far_x, far_y = torch.maximum(x - left, right - x), torch.maximum(y - top, bottom - y)  # [B, N, A]
+    farthest = torch.maximum(far_x, far_y)
+    near = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y))
+    aside = torch.maximum((x - (left + right) / 2).abs(), (y - (top + bottom) / 2).abs())
+    fits = (near > 0) & (aside < reach) & (farthest > least) & (farthest < largest) & (labels >= 0)[..., None]
+    area = ((right - left) * (bottom - top)).masked_fill(~fits, torch.inf)
+    smallest, index = area.min(dim=1)
+    return index.masked_fill(smallest == torch.inf, -1)

@@ -19,11 +19,11 @@ POOL = 1024
 FEW_CLASSES = 16
 """Up to here the best of each class are found as fast as the best of the image."""
 
-WIDTHS = (1, 8, 16, 32, 64, 128, 256)
+WIDTHS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Groups up to the same of these sizes are compared together."""
 
-PAIRS = 524288
-"""Pairs of boxes compared at once, which bounds the memory."""
+PAIRS = 500_000
+"""Pairs of boxes compared at once: small enough for the processor's cache."""
 
 
 class Limits(NamedTuple):

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
+PRIOR = 0.01
+"""Probability of an object that a focal-loss head starts from, lest the background drown the first steps."""
+
 
 def hard_negative_loss(logits: Tensor, labels: Tensor, negatives: float) -> Tensor:
     """Softmax cross-entropy over all objects and the background that is most often taken for one.

@@ -15,10 +15,7 @@ from backbones.blocks import ConvNormAct, check_choice
 from heads import Size, select
 from heads.boxes import anchor_shapes, clip_boxes, decode_boxes, default_boxes, encode_boxes, match_anchors
 from heads.detections import Limits, detect, to_images
-from heads.losses import focal_loss, giou_loss, hard_negative_loss
-
-PRIOR = 0.01
-"""Probability of an object that a focal-loss head starts from, lest the background drown the first steps."""
+from heads.losses import PRIOR, focal_loss, giou_loss, hard_negative_loss
 
 
 class SSD(nn.Module):

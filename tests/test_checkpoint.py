@@ -62,7 +62,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     small = build("detect", ["head.num_classes=2"])
     path = tmp_path / "small.pt"
     checkpoint.save(path, {"model": small.state_dict()})
-    with pytest.raises(ValueError, match=r"has no counterpart|expected"):
+    with pytest.raises(ValueError, match="of another net"):
         build("detect", ["backbone=large", "head.num_classes=2", f"weights={path}"])
     again = build("detect", ["head.num_classes=2", f"weights={path}"])
     ours, theirs = small.state_dict(), again.state_dict()

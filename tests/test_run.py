@@ -84,18 +84,25 @@ def test_one_seed_gives_one_result(command: Command, voc: Path, tmp_path: Path) 
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(
     command: Command, voc: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    words = [*TINY, f"data.root={voc}", "trainer.max_steps=60", "trainer.save_every=0", "trainer.accumulate=2"]
+    words = [
+        *TINY,
+        f"data.root={voc}",
+        "trainer.max_steps=60",
+        "trainer.save_every=0",
+        "trainer.accumulate=2",
+        "workers=1",
+    ]
     whole = tmp_path / folder_of(command("detect", *words).stdout)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     stopped = subprocess.Popen(
         [sys.executable, "-m", "tasks.detect", *words, "output=stopped"],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (last := list(tmp_path.glob("stopped/detect/*/last.pt"))) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)
-    stopped.send_signal(how)
+    os.killpg(stopped.pid, how)  # as a terminal does: the loader's processes get it, too
     out, _ = stopped.communicate(timeout=60)
     assert stopped.returncode != 0
     step = torch.load(last[0], weights_only=True)["step"]
@@ -114,6 +121,14 @@ def test_resume_refuses_to_become_another_run(command: Command, voc: Path, tmp_p
     done = command("detect", f"resume={folder}", "backbone=large", check=False)
     assert done.returncode == 1
     assert "backbone=large cannot change it" in done.stderr
+
+
+def test_a_finished_run_is_not_run_again(command: Command, voc: Path, tmp_path: Path) -> None:
+    folder = tmp_path / folder_of(command("detect", *TINY, f"data.root={voc}", "trainer.max_steps=1").stdout)
+    done = command("detect", f"resume={folder}", check=False)
+    assert done.returncode == 1
+    assert "is finished" in done.stderr
+    assert len(records(tmp_path)) == 1
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(command: Command, voc: Path, tmp_path: Path) -> None:

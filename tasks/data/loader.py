@@ -7,6 +7,7 @@ where a run was interrupted. That is what makes a resumed run end where an unint
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
 from heads import Size
-from tasks.data import IGNORE, Boxes, Sample
+from tasks.data import Boxes, Sample
 from tasks.data.images import decode
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
@@ -291,6 +292,11 @@ class Stream(Sampler[list[tuple[int, int]]]):
             step += 1
 
 
+def ignore_interrupts(_worker: int) -> None:
+    """Leave Ctrl-C to the training process, which finishes its step and saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def training_loader(
     samples: Samples, batch_size: int, seed: int, workers: int, start: int, stop: int | None, collate: Collate
 ) -> DataLoader:
@@ -302,7 +308,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context=None,
+        worker_init_fn=ignore_interrupts,
     )
 
 
@@ -310,7 +316,10 @@ def evaluation_loader(samples: Samples, batch_size: int, workers: int) -> DataLo
     """Every sample once, in order, with its untouched truth."""
     keys = [(0, i) for i in range(len(samples))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=Collate(samples.tasks))
-
-
-__all__ = ["IGNORE", "Batch", "Collate", "Samples", "Stream", "evaluation_loader", "seed_of", "training_loader"]
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=Collate(samples.tasks),
+        worker_init_fn=ignore_interrupts,
+    )

@@ -13,6 +13,8 @@ from PIL import Image
 
 from tasks.reporting.comparison import SHOWN
 
+LEAST_BYTES = 0.05
+"""Of a JPEG a pixel at these qualities: sizes that need less are not tried."""
 Curve = list[tuple[int, float]]
 """(step, value)."""
 
@@ -29,24 +31,31 @@ def read_curves(folder: Path, points: int = 80) -> dict[str, Curve]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return {}
-    curves: dict[str, Curve] = {}
     with path.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(lines):
-            step = _number(row.get("step"))
-            for name, text in row.items():
-                value = _number(text) if isinstance(name, str) and _wanted(name) else None
-                if value is not None and step is not None:
-                    curves.setdefault(name, []).append((int(step), round(value, 5)))
-    return {name: _thinned(curve, points) for name, curve in curves.items()}
+        rows = csv.reader(line for line in lines if "\0" not in line)
+        header = next(rows, [])
+        if "step" not in header:
+            return {}
+        at_step = header.index("step")
+        found: list[tuple[int, str, Curve]] = [(i, name, []) for i, name in enumerate(header) if _wanted(name)]
+        for row in rows:
+            step = _number(row[at_step]) if len(row) == len(header) else None
+            if step is None:
+                continue
+            for i, _, curve in found:
+                value = _number(row[i]) if row[i] else None
+                if value is not None:
+                    curve.append((int(step), round(value, 5)))
+    return {name: _thinned(curve, points) for _, name, curve in found if curve}
 
 
 def _wanted(name: str) -> bool:
     return (name.startswith("val/") and name.rpartition("/")[2] in SHOWN) or name == "train/loss"
 
 
-def _number(text: object) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        value = float(str(text))
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
@@ -85,6 +94,8 @@ def _data_uri(path: Path, characters: int) -> Iterable[str]:
         return
     for width, quality in ((1000, 70), (800, 55), (640, 50), (520, 45), (400, 40), (280, 35)):
         height = max(1, round(whole.height * min(1.0, width / whole.width)))
+        if min(width, whole.width) * height * LEAST_BYTES * 4 / 3 > characters:
+            continue
         small = whole.resize((min(width, whole.width), height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         out = io.BytesIO()
         small.save(out, "JPEG", quality=quality)

@@ -28,6 +28,8 @@ ROWS = 200
 """Of a table at most; the rest is counted."""
 DETAILS = 100
 """Runs shown with command, conditions, curves and picture: the newest."""
+PICTURED = 50
+"""Of those, runs whose pictures are shown: the newest."""
 PICTURES = 1_400_000
 """Characters that all pictures together may take."""
 
@@ -217,7 +219,8 @@ def _runs(comparison: Comparison, detailed: dict[int, int], folder: Path) -> str
         for run in row.runs
         if id(run) in detailed
     ]
-    paths = {number: pictures_of(Path(str(run["run"]))) for number, _, run in shown if run.get("run")}
+    newest = sorted(shown, key=lambda entry: entry[2]["time"])[-PICTURED:]
+    paths = {number: pictures_of(Path(str(run["run"]))) for number, _, run in newest if run.get("run")}
     uris = data_uris([path for found in paths.values() for path in found], PICTURES)
     parts = []
     for number, row, run in shown:

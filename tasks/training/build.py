@@ -44,7 +44,7 @@ def read_data(config: Mapping[str, Any]) -> DataSet:
     Raises:
         ValueError, FileNotFoundError: see the reader.
     """
-    data = cast(DataSet, make(without(config["data"], "name")))
+    data = cast(DataSet, make(without(config["data"], "name", "smallest_object")))
     data.name = str(config["data"]["name"])
     return data
 
@@ -88,6 +88,11 @@ def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]
     return Model(backbone, heads, classes, size, make(config["evaluation"])(size))
 
 
+def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model whose weights come from its own checkpoint."""
+    return {**config, "backbone": {**config["backbone"], "weights": None}, "weights": None}
+
+
 def model_from_config(config: DictConfig) -> Model:
     """The model of a config; the data set is read only where the number of classes is not given."""
     complete_config, classes = complete(plain(config))
@@ -107,8 +112,8 @@ def model_from_run(path: Path) -> Model:
     content = checkpoint.load(file)
     if "config" not in content or "classes" not in content:
         raise ValueError(f"{file} holds weights only; expected a checkpoint that a training command wrote")
-    config = content["config"]
-    config["backbone"] = {**config["backbone"], "weights": None}  # its own weights follow
-    model = make_model(config, {task: tuple(names) for task, names in content["classes"].items()})
+    model = make_model(
+        without_weights(content["config"]), {task: tuple(names) for task, names in content["classes"].items()}
+    )
     checkpoint.fill(model, content["model"], str(file))
     return model

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-LAST, BEST, CONFIG = "last.pt", "best.pt", "config.yaml"
+LAST, BEST, CONFIG, RECORD = "last.pt", "best.pt", "config.yaml", "record.json"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -47,8 +47,10 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; give a run folder that holds {path.name}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{path} is no checkpoint of this suite; expected a dict with the entry 'model'")
     return content
@@ -71,6 +73,7 @@ def fill(model: nn.Module, state: Mapping[str, Any], source: str) -> None:
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise ValueError(
-            f"{source} belongs to another architecture: {shown}. Choose the backbone and head it was trained with"
+            f"{source} belongs to another architecture: {shown}. Choose the backbone, head and classes it was trained "
+            "with, or take its backbone alone: backbone.weights="
         )
     model.load_state_dict(dict(state))

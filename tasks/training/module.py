@@ -33,7 +33,7 @@ class TaskModule(L.LightningModule):
         seed: of everything random inside the net (dropout).
         ema: share of the run that the weights' moving average spans; 0 evaluates the raw weights.
         ema_cap: largest decay of the average.
-        bn_momentum: ``auto`` (by the run's length) or a number, for every BatchNorm.
+        bn_momentum: ``auto`` (by the run's length) or a number, for every BatchNorm; None leaves each its own.
         backbone_lr: factor on the backbone's learning rate.
         freeze: parameter-name prefix -> share of the run during which these stay frozen (1 = always); the longest
             matching prefix decides. Several prefixes with rising shares are staged unfreezing.
@@ -51,7 +51,7 @@ class TaskModule(L.LightningModule):
         seed: int,
         ema: float,
         ema_cap: float,
-        bn_momentum: float | str,
+        bn_momentum: float | str | None,
         backbone_lr: float,
         freeze: Mapping[str, float],
     ) -> None:
@@ -114,9 +114,10 @@ class TaskModule(L.LightningModule):
         self._prepare(self.progress, self.budget.expected_steps(self.step, self.elapsed))
 
     def _prepare(self, progress: float, expected_steps: float) -> None:
-        momentum = batch_norm_momentum(expected_steps) if self.bn_momentum == "auto" else float(self.bn_momentum)
+        momentum = batch_norm_momentum(expected_steps) if self.bn_momentum == "auto" else self.bn_momentum
         for norm, until in self._norms:
-            norm.momentum = momentum
+            if momentum is not None:
+                norm.momentum = float(momentum)
             norm.train(until <= progress)
         for parameter, until in self._frozen:
             parameter.requires_grad_(until <= progress)

@@ -23,6 +23,7 @@ from tasks.training.module import TaskModule
 def make_record(
     module: TaskModule,
     metrics: Metrics,
+    split: str,
     data: DataSet,
     config: Mapping[str, Any],
     overrides: list[str],
@@ -38,7 +39,7 @@ def make_record(
         "backbone": describe("backbone", config["backbone"]),
         "head": "+".join(describe("head", head) for head in config["heads"].values()),
         "data": data.name,
-        "split": "test",
+        "split": split,
         "image_size": list(model.image_size),
         "seed": config["seed"],
         "budget": describe_budget(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.reporting import closing
 from tasks.reporting.results import write_record
 from tasks.training import callbacks, checkpoint, setup
 from tasks.training.balance import Balance
-from tasks.training.build import complete, make, make_model, plain, read_data
+from tasks.training.build import complete, make, make_model, plain, read_data, without_weights
 from tasks.training.evaluate import Metrics, evaluate
 from tasks.training.model import Model
 from tasks.training.module import TaskModule
@@ -51,11 +52,10 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     data = read_data(config)
     config, classes = complete(config, data)
     closing.introduce(console, data, config)
-    model = make_model(config, classes)
-    if config["weights"] and saved is None:
-        console.print(
-            f"weights     {config['weights']} for the backbone and {', '.join(load_model(model, config['weights']))}"
-        )
+    model = make_model(without_weights(config) if saved else config, classes)
+    if config["weights"] and not saved:
+        filled = ", ".join(load_model(model, config["weights"]))
+        console.print(f"weights     {config['weights']} for the backbone and {filled}")
     splits = setup.load_splits(data, config, console)
     if folder is None:
         folder = setup.new_folder(Path(config["output"]) / config["task"])
@@ -64,10 +64,12 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     module = fit(model, splits, config, classes, folder, saved, console)
     if module is None:
         raise KeyboardInterrupt
-    metrics = test(module.scored, splits["test"], config, console)
-    record = make_record(module, metrics, data, config, overrides, folder)
+    split = "test" if len(splits["test"]) else "val"
+    metrics = test(module.scored, splits[split], config, console)
+    record = make_record(module, metrics, split, data, config, overrides, folder)
     write_record(config["results"], record)
-    pictures = closing.draw(folder, classes, examples(module.scored, splits["test"]))
+    (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=1, default=str))
+    pictures = closing.draw(folder, classes, examples(module.scored, splits[split]))
     closing.conclude(console, record, folder, pictures)
     return record
 
@@ -79,7 +81,7 @@ def reopen(
 
     Raises:
         FileNotFoundError: no run there, or nothing saved yet.
-        ValueError: overrides that would make it another run.
+        ValueError: overrides that would make it another run; or it is finished.
     """
     if not (folder / checkpoint.CONFIG).is_file():
         raise FileNotFoundError(f"resume={folder} is no run folder; expected one that holds {checkpoint.CONFIG}")
@@ -88,6 +90,10 @@ def reopen(
         raise ValueError(
             f"resume= goes on with the run's own config, so {foreign[0]} cannot change it; "
             f"allowed beside it are {', '.join(ALLOWED_ON_RESUME[1:])}"
+        )
+    if (folder / checkpoint.RECORD).is_file():
+        raise ValueError(
+            f"{folder} is finished, its scores are in {folder / checkpoint.RECORD}; start a new run to train on"
         )
     own = plain(OmegaConf.load(folder / checkpoint.CONFIG))  # type: ignore[arg-type]
     typed = own.pop("overrides")

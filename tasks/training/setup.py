@@ -84,6 +84,10 @@ def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> d
         if left > 0 and split.cache(left, callbacks.progress_line(console, f"decoding {name}")):
             left -= split.cached_bytes
         splits[name] = split
+    if not len(splits["val"]) and not len(splits["test"]):
+        raise ValueError(
+            f"{data.name} has nothing to score on: set data.test or data.val to a split, or to a share of train"
+        )
     if not len(splits["train"]):
         raise ValueError(
             f"{data.name}: no training image could be read; the first problem: {splits['train'].skipped[0]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from backbones.trunk import Trunk
 from backbones.weights import load_weights
 from heads import deeplabv3, fcn, lraspp, ssdlite
 from heads.pooled import Pooled
+from tasks.training.checkpoint import fill
 from tasks.training.model import Model
 
 State = dict[str, Tensor]
@@ -48,32 +49,10 @@ def load_model(model: Model, source: str) -> list[str]:
         foreign = not any(key.startswith("heads.") for key in rest) and type(module) in FOREIGN
         state = FOREIGN[type(module)](rest) if foreign else own
         if state:
-            fill_head(module, state, f"{source} ({task})")
+            fill(module, state, f"{source} ({task})")
             filled.append(task)
     if not filled:
         raise ValueError(
             f"{source} has no weights for {', '.join(model.heads)}; for its backbone alone: backbone.weights={source}"
         )
     return filled
-
-
-def fill_head(head: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a head strictly.
-
-    Raises:
-        ValueError: keys or shapes differ, e.g. by the number of classes; lists them.
-    """
-    own = head.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is left over" for key in state if key not in own]
-    wrong += [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{source} does not fit {type(head).__name__}: {'; '.join(wrong)}; "
-            "for other classes than it was trained on take its backbone alone: backbone.weights="
-        )
-    head.load_state_dict(dict(state))

@@ -1,0 +1,149 @@
+"""The model: one backbone, a dict of heads, and whole checkpoints of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from fixtures import SHARED
+from torchvision import transforms
+from torchvision.models import detection, segmentation
+
+from tasks import build
+from tasks.data.images import decode
+from tasks.training import checkpoint
+
+TF_SMALL = SHARED / "weights" / "tf_mobilenetv3_small_100.safetensors"
+JOINT = [f"heads.{task}.num_classes=5" for task in ("classify", "detect", "segment")]
+
+
+def saved(model: torch.nn.Module, tmp_path: Path) -> str:
+    path = tmp_path / "theirs.pth"
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """With running statistics that are not the trivial ones."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.7, 1.4, generator=generator)
+    return model.eval()
+
+
+def test_the_backbone_runs_once_an_image_for_all_heads() -> None:
+    net = build("multitask", JOINT)
+    calls = []
+    net.backbone.register_forward_hook(lambda *_: calls.append(1))
+    outputs = net(torch.rand(2, 3, 64, 64))
+    assert len(calls) == 1
+    assert set(outputs) == {"classify", "detect", "segment"}
+
+
+def test_a_single_gives_what_the_joint_model_gives() -> None:
+    net = build("multitask", JOINT)
+    image = torch.rand(1, 3, 96, 96)
+    with torch.inference_mode():
+        joint = net(image)
+        assert torch.equal(net.single("segment")(image)["segment"], joint["segment"])
+        assert torch.equal(net.single("detect")(image)["detect"]["cls"], joint["detect"]["cls"])
+
+
+def test_rows_restrict_a_head_to_its_samples() -> None:
+    net = build("multitask", JOINT)
+    image = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        whole = net(image)
+        some = net(image, {"classify": torch.tensor([0, 2]), "detect": torch.tensor([], dtype=torch.int64)})
+    assert torch.allclose(some["classify"], whole["classify"][[0, 2]], atol=1e-6)
+    assert "detect" not in some
+    assert some["segment"].shape[0] == 3
+
+
+def test_a_head_of_another_task_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Linear is a head for classify, not for detect.*tasks\.classify"):
+        build("detect", ["head=linear", "head.num_classes=3"])
+
+
+@pytest.mark.parametrize("size", [(320, 320), (257, 301)])
+def test_torchvisions_ssdlite_loads_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    theirs = shaken(detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91))
+    source = saved(theirs, tmp_path)
+    words = ["backbone=large", "backbone.reduced_tail=detection", "head.num_classes=90", "image_size=[320,320]", "data=coco"]
+    ours = build("detect", [*words, f"weights={source}"])
+    assert sum(p.numel() for p in ours.parameters()) == 3_440_060
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        features = list(theirs.backbone((image - 0.5) / 0.5).values())
+        heads = theirs.head(features)
+        anchors = theirs.anchor_generator(
+            torchvision.models.detection.image_list.ImageList(image, [size] * 2), features
+        )
+        raw = ours(image)["detect"]
+    torch.testing.assert_close(raw["cls"], heads["cls_logits"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(raw["deltas"], heads["bbox_regression"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(raw["anchors"], anchors[0], atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "head"), [("lraspp", "lraspp_torchvision"), ("deeplabv3", "deeplabv3")])
+def test_torchvisions_segmenters_load_whole(tmp_path: Path, name: str, head: str) -> None:
+    torch.manual_seed(0)
+    make = getattr(segmentation, f"{name}_mobilenet_v3_large")
+    theirs = shaken(make(weights=None, weights_backbone=None, num_classes=21))
+    words = ["backbone=large", "backbone.output_stride=16", f"head={head}", "head.num_classes=21"]
+    ours = build("segment", [*words, f"weights={saved(theirs, tmp_path)}"])
+    image = torch.rand(1, 3, 129, 190, generator=torch.Generator().manual_seed(1))
+    normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        raw = ours(image)["segment"]
+        mine = torch.nn.functional.interpolate(raw, size=(129, 190), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(mine, theirs(normalise(image))["out"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_torchvisions_classifiers_load_whole(tmp_path: Path, size: str) -> None:
+    torch.manual_seed(0)
+    theirs = shaken(getattr(torchvision.models, f"mobilenet_v3_{size}")(weights=None))
+    ours = build("classify", [f"backbone={size}", "head.num_classes=1000", f"weights={saved(theirs, tmp_path)}"])
+    image = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(1))
+    normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image)["classify"], theirs(normalise(image)), atol=1e-5, rtol=1e-5)
+
+
+def test_real_imagenet_weights_give_timms_logits_on_real_photos() -> None:
+    timm = pytest.importorskip("timm")
+    if not TF_SMALL.is_file():
+        pytest.skip("the shared weights are not here")
+    theirs = timm.create_model("tf_mobilenetv3_small_100", checkpoint_path=str(TF_SMALL)).eval()
+    ours = build("classify", ["backbone=small", "head.num_classes=1000", f"weights={TF_SMALL}"])
+    photos = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[::40]
+    assert len(photos) > 5
+    for photo in photos:
+        seen = ours.view({"image": torch.from_numpy(np.moveaxis(decode(str(photo)), 2, 0).copy())})["image"]
+        image = seen.as_subclass(torch.Tensor)[None].float() / 255
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(image)["classify"], theirs(image * 2 - 1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_joint_model_starts_from_a_single_tasks_checkpoint(tmp_path: Path) -> None:
+    single = build("detect", ["head.num_classes=5"])
+    path = tmp_path / "single.pt"
+    checkpoint.save(path, {"model": single.state_dict()})
+    joint = build("multitask", [*JOINT, f"weights={path}"])
+    ours, theirs = joint.state_dict(), single.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert len(ours) > len(theirs)
+
+
+def test_predict_refuses_what_is_no_image() -> None:
+    net = build("classify", ["head.num_classes=3", "image_size=[64,64]"])
+    with pytest.raises(ValueError, match="expected uint8 RGB"):
+        net.predict(torch.rand(3, 64, 64))
+    assert net.predict(np.zeros((50, 40, 3), np.uint8))["classify"].shape == (3,)
