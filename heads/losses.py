@@ -23,17 +23,17 @@ def hard_negative_loss(logits: Tensor, labels: Tensor, negatives: float) -> Tens
     Source: SSD, section 2.2 ("hard negative mining"). Equal to torchvision's ``SSD.compute_loss`` times its N.
     Differs: torchvision counts objects twice where an image has too few background anchors to choose from.
     """
-    batch, count, width = logits.shape
-    flat = logits.reshape(-1, width)
+    count = logits.shape[1]
     positive = labels >= 0
     with torch.no_grad():  # only a few anchors in a hundred get a gradient: choose first, differentiate then
         wanted = (negatives * positive.sum(1)).ceil()
         most = min(int(wanted.max()), count)
-        background = F.cross_entropy(flat, labels.new_zeros(len(flat)), reduction="none").view(batch, count)
+        background = logits.logsumexp(dim=2) - logits[..., 0]  # cross-entropy with class 0
         hardness, index = background.masked_fill_(positive, -torch.inf).topk(most, dim=1, sorted=True)
         hard = (torch.arange(most, device=labels.device) < wanted[:, None]) & (hardness > -torch.inf)
         chosen = (positive | torch.zeros_like(positive).scatter_(1, index, hard)).flatten().nonzero().squeeze(1)
-    return F.cross_entropy(flat.index_select(0, chosen), labels.flatten()[chosen] + 1, reduction="sum")
+    rows = logits.flatten(0, 1).index_select(0, chosen)
+    return F.cross_entropy(rows, labels.flatten()[chosen] + 1, reduction="sum")
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -92,8 +92,12 @@ def explain(error: BaseException, name: str) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        options = [str(option) for option in error.options or []]
+        group, slash, choice = str(error.missing_cfg_file).partition("/")
+        if not slash:
+            group, choice = "", group
+        nested = (CONF / group).glob("*/*.yaml") if group else ()  # experiment/paper: Hydra lists no folders in a group
+        found = {path.relative_to(CONF / group).with_suffix("").as_posix() for path in nested}
+        options = sorted({*(str(option) for option in error.options or []), *found})
         return f"there is no {group or 'config'} {choice!r}{suggest(choice, options)}; there are {', '.join(options)}"
     text = " ".join(str(error).split())
     if isinstance(error, CompactHydraException | OmegaConfBaseException):

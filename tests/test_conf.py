@@ -58,7 +58,12 @@ def test_a_yaml_gives_every_argument_and_no_other(choice: str) -> None:
     command = head_of(name) if group == "head" else "detect"
     node = plain(compose(command, [f"{group}={name}"]))[group]
     parameters = inspect.signature(get_method(node["_target_"])).parameters
-    given = {key for key in node if not key.startswith("_")} - {"name", "head_width", "head_activation", "smallest_object"}
+    given = {key for key in node if not key.startswith("_")} - {
+        "name",
+        "head_width",
+        "head_activation",
+        "smallest_object",
+    }
     assert given <= parameters.keys() | {"name"}
     supplied = {"specs", "size", "params", "self"}  # by the runner
     needed = {key for key, parameter in parameters.items() if key not in supplied}

@@ -223,6 +223,12 @@ def test_a_choice_on_the_command_line_beats_the_recipe() -> None:
     assert config["data"]["name"] == "folder"
 
 
+def test_a_misspelt_recipe_is_refused_with_the_right_name() -> None:
+    for wrong in ("paper/imagenet_larg", "imagenet_large", "papers/imagenet_large"):
+        with pytest.raises(ValueError, match=rf"no experiment '{wrong}', did you mean '[a-z]+/imagenet_large.*; there"):
+            compose("classify", [f"experiment={wrong}"])
+
+
 def test_the_default_data_sets_recipe_does_not_leak_in() -> None:
     assert config_of("paper/coco_ssdlite_large")["augment"]["zoom_out_ratio"] == 4.0  # scenes: 2.0
 

@@ -75,7 +75,13 @@ def test_torchvisions_ssdlite_loads_whole(tmp_path: Path, size: tuple[int, int])
     torch.manual_seed(0)
     theirs = shaken(detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91))
     source = saved(theirs, tmp_path)
-    words = ["backbone=large", "backbone.reduced_tail=detection", "head.num_classes=90", "image_size=[320,320]", "data=coco"]
+    words = [
+        "backbone=large",
+        "backbone.reduced_tail=detection",
+        "head.num_classes=90",
+        "image_size=[320,320]",
+        "data=coco",
+    ]
     ours = build("detect", [*words, f"weights={source}"])
     assert sum(p.numel() for p in ours.parameters()) == 3_440_060
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))

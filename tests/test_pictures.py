@@ -192,7 +192,7 @@ def test_names_no_font_has_are_said_differently() -> None:
     assert font.getlength(text) > 0
 
 
-@pytest.mark.parametrize("k", [1, 2, 10, 31, 100, 300])
+@pytest.mark.parametrize("k", [1, 2, 10, 31, 100, 120])
 def test_confusion_of_any_size(k: int) -> None:
     matrix = np.eye(k, dtype=np.int64) * 5
     matrix[0] = 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.data import DataSet
+from tasks.reporting.confusion import confusion_picture
 from tasks.reporting.pictures import GRIDS, save
 
 Examples = list[tuple[np.ndarray, dict[str, Any], dict[str, Any]]]
@@ -30,18 +31,29 @@ def introduce(console: Console, data: DataSet, config: Mapping[str, Any]) -> Non
         console.print(f"skipped {len(data.skipped)}: {shown}", soft_wrap=True)
 
 
-def draw(folder: Path, classes: Mapping[str, tuple[str, ...]], examples: Examples) -> list[Path]:
-    """Write ``predictions.png``, one a task in a joint run.
+def draw(
+    folder: Path, classes: Mapping[str, tuple[str, ...]], examples: Examples, confusions: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Write ``predictions.png`` and, where there is a matrix, ``confusion.png``; one a task in a joint run.
 
+    Args:
+        folder: the run folder.
+        classes: task -> class names.
+        examples: what to show.
+        confusions: task -> [truth, predicted] counts.
     Returns:
         The files written.
     """
     paths = []
+    ending = {task: ".png" if len(classes) == 1 else f"_{task}.png" for task in classes}
+    for task, matrix in confusions.items():
+        paths.append(folder / f"confusion{ending[task]}")
+        save(confusion_picture(matrix, classes[task]), paths[-1])
     for task, names in classes.items():
         having = [(image, truth[task], shown[task]) for image, truth, shown in examples if truth.get(task) is not None]
         if not having:
             continue
-        path = folder / ("predictions.png" if len(classes) == 1 else f"predictions_{task}.png")
+        path = folder / f"predictions{ending[task]}"
         images, truths, predictions = (list(column) for column in zip(*having, strict=True))
         save(GRIDS[task](images, truths, predictions, names), path)
         paths.append(path)
@@ -71,6 +83,13 @@ def conclude(console: Console, record: Mapping[str, Any], folder: Path, pictures
         f"{record['image_size'][0]}x{record['image_size'][1]}, {latency['median_ms']:.1f} ms an image "
         f"(eager torch, {latency['threads']} threads), trained {record['train_seconds']:.0f} s, seed {record['seed']}"
     )
+    if "sharing" in record:
+        saved = record["sharing"]
+        console.print(
+            f"one backbone for all heads takes {saved['latency_ratio']:.2f} of the time, "
+            f"{saved['madds'][0] / saved['madds'][1]:.2f} of the multiply-adds and "
+            f"{saved['params'][0] / saved['params'][1]:.2f} of the parameters of a model a task"
+        )
     console.print(
         f"run folder   {folder}  (best.pt, last.pt, metrics.csv, TensorBoard, {', '.join(p.name for p in pictures)})"
     )

@@ -8,6 +8,7 @@ differ in nothing but their seed; ``by`` says which fields name a row, and whate
 from __future__ import annotations
 
 import json
+import marshal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,9 +192,16 @@ def _table(title: str, runs: list[Record], by: Sequence[str]) -> Table:
     """The rows of one table, not yet measured, placed or sorted."""
     named: dict[tuple[str, ...], dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
     again = 0
+    # few differ among thousands: one is written out sorted, the others are known by their bytes (version 2 has no
+    # references, so equal values have equal bytes)
+    known: dict[bytes, str] = {}
     for run in runs:
         names = tuple(field_text(run, name) for name in by)
-        seeds = named[names][json.dumps(settings_of(run, by), sort_keys=True)]
+        settings = settings_of(run, by)
+        key = marshal.dumps(settings, 2)
+        if key not in known:
+            known[key] = json.dumps(settings, sort_keys=True)
+        seeds = named[names][known[key]]
         again += run["seed"] in seeds
         seeds[run["seed"]] = run
     rows = []

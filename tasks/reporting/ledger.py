@@ -15,7 +15,7 @@ from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 EQUAL, ROUNDING, PERCENT, DIFFERS = "equal", "within rounding", "within 1 %", "differs"
 NOT_BUILT, NOT_PRINTED = "not built", "-"
@@ -89,6 +89,8 @@ class Row:
     claim: str | None
     why: dict[str, str]
     tried: dict[str, Tried]
+    alone: bool = True
+    """No other row of its table is the same network at another size."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,11 @@ def read_ledger(folder: Path) -> dict[str, LedgerTable]:
 
 def _table(where: str, name: str, node: Mapping[str, Any], sources: Mapping[str, str]) -> LedgerTable:
     _check(where, node, TABLE_KEYS)
-    rows = tuple(_row(f"{where}: {one.get('row')}", one, node) for one in node["rows"])
+    rows = [_row(f"{where}: {one.get('row')}", one, node) for one in node["rows"]]
+    sizes: dict[tuple[str, ...], set[tuple[int, int]]] = {}
+    for row in rows:
+        if row.network:
+            sizes.setdefault(row.network.overrides, set()).add(row.network.size)
     shared = " ".join(["python -m", f"tasks.{node['command']}", *node.get("config", [])])
     return LedgerTable(
         name,
@@ -148,7 +154,7 @@ def _table(where: str, name: str, node: Mapping[str, Any], sources: Mapping[str,
         node.get("quoted"),
         tuple(node.get("ms", ())),
         {key: sources[key] for key in dict.fromkeys([node["source"], *(row.source for row in rows)])},
-        rows,
+        tuple(replace(row, alone=row.network is None or len(sizes[row.network.overrides]) == 1) for row in rows),
     )
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import InstantiationException
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.cli import compose
@@ -71,10 +72,6 @@ def find(table: LedgerTable, records: Sequence[Mapping[str, Any]] = (), measure_
         records: of ``results.jsonl``, for accuracies.
         measure_latency: time one image through each network on this machine.
     """
-    sizes: dict[tuple[str, ...], set[tuple[int, int]]] = {}
-    for row in table.rows:
-        if row.network:
-            sizes.setdefault(row.network.overrides, set()).add(row.network.size)
     outcomes = []
     for row in table.rows:
         found: list[Measured] = []
@@ -86,13 +83,15 @@ def find(table: LedgerTable, records: Sequence[Mapping[str, Any]] = (), measure_
         if row.network is not None:
             try:
                 figures = {key: _find(row, key, figure) for key, figure in row.figures.items()}
-            except ValueError as error:  # an optional library is not installed
-                not_built = str(error)
+            except (ValueError, InstantiationException) as error:  # an optional library is not installed, say
+                reason = error.__cause__ if isinstance(error, InstantiationException) else error
+                if not isinstance(reason, ValueError):
+                    raise
+                not_built = str(reason)
             else:
                 if records and not table.quoted:
-                    alone = len(sizes[row.network.overrides]) == 1
                     config = complete(plain(_compose(row.network.command, row.network.overrides)))[0]
-                    found = measurements(table, row, config, alone, records)
+                    found = measurements(table, row, config, records)
         timed = time_it(row.network) if measure_latency and row.network and not not_built else None
         outcomes.append(Outcome(row, figures, status_of(table, row, found), found, timed, not_built))
     return outcomes

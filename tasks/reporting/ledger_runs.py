@@ -41,15 +41,14 @@ def architecture(config: Mapping[str, Any], task: str) -> dict[str, dict[str, An
 
 
 def measurements(
-    table: LedgerTable, row: Row, config: Mapping[str, Any], alone: bool, records: Iterable[Mapping[str, Any]]
+    table: LedgerTable, row: Row, config: Mapping[str, Any], records: Iterable[Mapping[str, Any]]
 ) -> list[Measured]:
     """The runs that trained a row's network, grouped by conditions, those at full scale first.
 
     Args:
         table: has the metric and what counts as full scale.
-        row: has a network.
+        row: has a network. Where another row is the same at another size, only runs of the row's size are its.
         config: the row's, complete.
-        alone: no other row of the table has this network at another size; else only runs of the row's size are its.
         records: of ``results.jsonl``.
     """
     if table.quoted or table.metric is None or row.network is None:
@@ -63,7 +62,7 @@ def measurements(
         size = record["image_size"]
         height, width = (size, size) if isinstance(size, int) else size
         same_size = (height, width) == row.network.size
-        if not (same_size or alone) or architecture(record["config"], record["task"]) != wanted:
+        if not (same_size or row.alone) or architecture(record["config"], record["task"]) != wanted:
             continue
         full = same_size and record["data"] == table.data and not record.get("note") and _long(record, table)
         start = record["weights"] or "scratch"

@@ -102,6 +102,8 @@ class Record(_Required, total=False):
     """The command that repeats it."""
     per_class: dict[str, dict[str, float | None]]
     """task -> {class name: fraction}."""
+    sharing: dict[str, Any]
+    """Of a joint run: what one backbone for all heads saves, see ``tasks.reporting.latency.sharing``."""
     cores: int
     note: str
     """For the titles of tables: ``synthetic``, ``10 % of train`` ..."""
@@ -126,7 +128,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,), "params": (int,), "madds": (int,), "threads": (int,), "batch_size": (int,), "cores": (int,),
     "train_seconds": _NUMBER, "dirty": (bool,), "image_size": (int, list),
     "metrics": (dict,), "latency": (dict,), "versions": (dict,), "config": (dict,), "per_class": (dict,),
-    "overrides": (list,),
+    "sharing": (dict,), "overrides": (list,),
 }  # fmt: skip
 REQUIRED = tuple(_Required.__annotations__)
 OPTIONAL = tuple(name for name in Record.__annotations__ if name not in REQUIRED)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 10_000
+RESAMPLES = 4_000
 EXACT_UP_TO = 5
 """Pairs up to which every resample is counted (5^5 = 3,125) and none is drawn."""
 
@@ -68,10 +68,11 @@ def places(stats: Sequence[Stat | None]) -> list[tuple[int, int] | None]:
 
 @cache
 def _resamples(n: int) -> np.ndarray:
-    """[r, n] rows to take: all n^n if they are few, else drawn with a fixed seed."""
+    """[r, n] the share of each pair in the mean of each resample: of all n^n if they are few, else of drawn ones."""
     if n <= EXACT_UP_TO:
-        return np.stack(np.meshgrid(*[np.arange(n)] * n, indexing="ij"), axis=-1).reshape(-1, n)
-    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+        taken = np.stack(np.meshgrid(*[np.arange(n)] * n, indexing="ij"), axis=-1).reshape(-1, n, 1)
+        return np.asarray((taken == np.arange(n)).mean(axis=1))
+    return np.random.default_rng(0).multinomial(n, [1 / n] * n, RESAMPLES) / n
 
 
 def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
@@ -90,7 +91,7 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
     n = len(seeds)
     if n == 1:
         return Difference(float(differences[0]), None, None, 1)
-    low, high = np.quantile(differences[_resamples(n)].mean(axis=1), [0.025, 0.975])
+    low, high = np.quantile(_resamples(n) @ differences, [0.025, 0.975])
     return Difference(float(differences.mean()), float(low), float(high), n)
 
 

@@ -18,6 +18,7 @@ from tasks.reporting.costs import count_parts
 from tasks.reporting.results import environment, git_state
 from tasks.training.evaluate import Metrics, scores
 from tasks.training.module import TaskModule
+from tasks.training.schedule import seconds_of
 
 
 def make_record(
@@ -82,6 +83,8 @@ def describe(group: str, part: Mapping[str, Any]) -> str:
 
 def describe_budget(config: Mapping[str, Any]) -> str:
     """What limited the training, in the words of the config; runs of equal budgets may be compared."""
-    names = {"max_epochs": "epochs", "max_steps": "steps", "max_time": "(DD:HH:MM:SS)"}
-    given = [f"{config['trainer'][key]} {unit}" for key, unit in names.items() if config["trainer"][key] is not None]
-    return " or ".join(given) or f"{config['trainer']['default_epochs']} epochs"
+    trainer = config["trainer"]
+    given = [f"{trainer[f'max_{unit}']:g} {unit}" for unit in ("epochs", "steps") if trainer[f"max_{unit}"] is not None]
+    if trainer["max_time"] is not None:
+        given.append(f"{seconds_of(trainer['max_time']) / 60:g} min")
+    return " or ".join(given) or f"{trainer['default_epochs']:g} epochs"

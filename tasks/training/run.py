@@ -69,7 +69,8 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     record = make_record(module, metrics, split, data, config, overrides, folder)
     write_record(config["results"], record)
     (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=1, default=str))
-    pictures = closing.draw(folder, classes, examples(module.scored, splits[split]))
+    confusions = {task: metric.confusion for task, metric in metrics.items() if hasattr(metric, "confusion")}
+    pictures = closing.draw(folder, classes, examples(module.scored, splits[split]), confusions)
     closing.conclude(console, record, folder, pictures)
     return record
 

@@ -9,6 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import timedelta
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of ``DD:HH:MM:SS``.
+
+    Raises:
+        ValueError: another form.
+    """
+    try:
+        days, hours, minutes, seconds = (int(part) for part in str(text).split(":"))
+    except ValueError as error:
+        raise ValueError(
+            f"trainer.max_time is {text!r}; expected DD:HH:MM:SS, e.g. 00:00:10:00 for ten minutes"
+        ) from error
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
 @dataclass(frozen=True)
@@ -36,10 +52,6 @@ class Budget:
             return float(self.steps or 0)
         progress = self.progress(step, elapsed)
         return step / progress if progress > 0 and step > 0 else math.inf
-
-    def __str__(self) -> str:
-        parts = [f"{self.steps} steps"] if self.steps is not None else []
-        return " or ".join(parts + ([f"{self.seconds:.0f} s"] if self.seconds is not None else []))
 
 
 @dataclass(frozen=True)

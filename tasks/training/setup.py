@@ -10,7 +10,7 @@ import random
 import sys
 import warnings
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tasks.data.mix import Mix
 from tasks.training import callbacks
 from tasks.training.build import make
 from tasks.training.metrics import METRICS
-from tasks.training.schedule import Budget
+from tasks.training.schedule import Budget, seconds_of
 
 
 def quiet() -> None:
@@ -126,13 +126,7 @@ def make_budget(config: Mapping[str, Any], samples: int) -> Budget:
         steps.append(int(trainer["max_steps"]))
     seconds = None
     if trainer["max_time"] is not None:
-        try:
-            days, hours, minutes, rest = (int(part) for part in str(trainer["max_time"]).split(":"))
-        except ValueError as error:
-            raise ValueError(
-                f"trainer.max_time is {trainer['max_time']!r}; expected DD:HH:MM:SS, e.g. 00:00:10:00 for ten minutes"
-            ) from error
-        seconds = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest).total_seconds()
+        seconds = seconds_of(trainer["max_time"])
     if any(step < 0 for step in steps) or (seconds is not None and seconds <= 0):
         raise ValueError("trainer.max_epochs, max_steps and max_time must not be negative")
     return Budget(min(steps) if steps else None, seconds)
