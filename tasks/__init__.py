@@ -30,15 +30,16 @@ def build(task: str, overrides: Sequence[str] = ()) -> Model:
     return model_from_config(compose(task, overrides)).eval()
 
 
-def load(run: str | Path) -> Model:
+def load(run: str | Path, trust: bool = False) -> Model:
     """A trained run's model with its best weights, in eval mode.
 
     Args:
         run: a run folder, or a checkpoint file in one.
+        trust: let the checkpoint name parts that are not of this suite (your own backbone or head); they are run.
     Raises:
         FileNotFoundError: no such folder, or no checkpoint in it.
-        ValueError: a damaged checkpoint.
+        ValueError: a damaged checkpoint, or one with foreign parts that is not trusted.
     """
     from tasks.training.build import model_from_run
 
-    return model_from_run(Path(run)).eval()
+    return model_from_run(Path(run), trust).eval()

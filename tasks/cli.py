@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -72,25 +72,32 @@ def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     commands = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
     if name not in commands:
         raise ValueError(f"there is no task {name!r}{suggest(name, commands)}; there are {', '.join(commands)}")
+    try:
+        return composed(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, name, overrides)) from error
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Hydra's composition, leaving a surrounding Hydra application as it was."""
+    surrounding = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        try:
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
             return hydra.compose(name, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(explain(error, name)) from error
+    finally:
+        GlobalHydra.set_state(surrounding)
 
 
 def complain(error: BaseException, name: str) -> None:
     """Print one error to stderr: a line for people, the traceback only on request."""
     if os.environ.get("TRACEBACK"):
         traceback.print_exception(error)
-    print(f"error: {explain(error, name)}", file=sys.stderr)
+    print(f"error: {explain(error, name, sys.argv[1:])}", file=sys.stderr)
 
 
-def explain(error: BaseException, name: str) -> str:
-    """What went wrong and how to mend it, in one line."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
+def explain(error: BaseException, name: str, words: Sequence[str]) -> str:
+    """What went wrong and how to mend it, in one line; ``words`` are the overrides as typed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, slash, choice = str(error.missing_cfg_file).partition("/")
         if not slash:
@@ -99,9 +106,12 @@ def explain(error: BaseException, name: str) -> str:
         found = {path.relative_to(CONF / group).with_suffix("").as_posix() for path in nested}
         options = sorted({*(str(option) for option in error.options or []), *found})
         return f"there is no {group or 'config'} {choice!r}{suggest(choice, options)}; there are {', '.join(options)}"
-    text = " ".join(str(error).split())
+    text = str(error)
+    if "in DataLoader worker process" in text:  # a traceback of the worker; its last line is the message
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split())
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
-        for word in sys.argv[1:]:
+        for word in words:
             key = word.lstrip("+~").partition("=")[0]
             if f"'{key}'" in text or f"{key}" == getattr(error, "full_key", None):
                 known = keys(name)
@@ -113,9 +123,7 @@ def explain(error: BaseException, name: str) -> str:
 
 def keys(name: str) -> list[str]:
     """Every key and group that can be overridden on a command's command line."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        config = hydra.compose(name)
+    config = composed(name)
     groups = [path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("_")]
     return sorted({*groups, *flatten(OmegaConf.to_container(config))})
 

@@ -49,6 +49,11 @@ def test_mgda_harms_no_task() -> None:
     assert step @ of_b >= -1e-3 * step.norm() * of_b.norm()
 
 
+def test_mgda_under_a_frozen_backbone_is_a_plain_sum() -> None:
+    a, b = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    assert Balance(("a", "b"), "mgda", {})(losses(a=a, b=b), [torch.rand(4)]).item() == 5.0
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one of fixed"):
         Balance(("a",), "uncertain", {})

@@ -144,9 +144,14 @@ def read(root, tasks, seed):
 """
 
 
-def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", GROUPS["recipe"])
+def test_a_recipe_belongs_to_a_command_and_a_data_set_and_changes_something(name: str) -> None:
+    command, data = name.split("_", 1)
+    given = compose(command, [f"data={data}"])
+    assert given != compose(command, [f"data={data}", "recipe=null"])
+
+
+def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(command: Command, tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc")
     (tmp_path / "cautious.py").write_text(PLUGIN_HEAD)
     (tmp_path / "shapes_reader.py").write_text(PLUGIN_DATA)

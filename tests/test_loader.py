@@ -87,14 +87,24 @@ def test_boxes_are_padded_and_crowds_left_out(samples: list[Sample]) -> None:
     assert target["boxes"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("having", [0, 1])
+def test_a_batch_where_hardly_a_sample_has_a_target_still_trains(samples: list[Sample], having: int) -> None:
+    without = [Sample(sample.image, (8, 10), {"classify": 1}) for sample in samples[:4]]
+    data = Samples([*without, *samples[4 : 4 + having]], ("detect", "classify"), keep, seed=0, training=True)
+    batch = Collate(("detect", "classify"))([data[0, i] for i in range(len(data))])
+    assert batch.rows["detect"].tolist() == [4, 4][: 2 * having]  # twice: a batch norm needs two
+    assert ("detect" in batch.targets) == bool(having)
+    assert "classify" not in batch.rows
+
+
 def test_a_sample_without_a_target_is_left_out_of_that_task_only(samples: list[Sample]) -> None:
     partly = Sample(samples[0].image, (8, 10), {"classify": 4})
     data = Samples([partly, samples[3]], ("detect", "classify"), keep, seed=0, training=True)
     batch = Collate(("detect", "classify"))([data[0, 0], data[0, 1]])
-    assert batch.rows["detect"].tolist() == [1]
+    assert batch.rows["detect"].tolist() == [1, 1]
     assert "classify" not in batch.rows
     assert batch.targets["classify"].tolist() == [4, 3]
-    assert batch.targets["detect"]["labels"].shape == (1, 3)
+    assert batch.targets["detect"]["labels"].shape == (2, 3)
 
 
 def test_evaluation_keeps_truth_and_original_size(samples: list[Sample]) -> None:
@@ -118,8 +128,20 @@ def test_a_broken_image_is_named_or_skipped(samples: list[Sample], cached: bool)
     lenient = Samples(samples, ("detect",), keep, 0, training=False, on_error="skip")
     lenient.cache(1e9 if cached else 1)
     assert sum(len(batch.places) for batch in evaluation_loader(lenient, 4, 0)) == 6
-    assert len(lenient.skipped) == 1
-    assert "2.png" in lenient.skipped[0]
+    skipped = {line for batch in evaluation_loader(lenient, 4, 0) for line in batch.skipped}
+    assert len(skipped) == 1
+    assert "2.png" in skipped.pop()
+
+
+def test_training_goes_on_with_the_next_image_and_the_stream_stays(samples: list[Sample]) -> None:
+    Path(samples[2].image).write_bytes(b"no image")
+    streams = []
+    for budget in (1e9, 1):
+        data = Samples(samples, ("detect",), keep, 0, training=True, on_error="skip")
+        data.cache(budget)
+        streams.append([b.places for b in training_loader(data, 3, 0, 0, 0, 5, Collate(("detect",)))])
+    assert streams[0] == streams[1]
+    assert all(len(places) == 3 and 2 not in places for places in streams[0])
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(samples: list[Sample]) -> None:

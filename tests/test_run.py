@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fixtures import ROOT, Command
 
 from tasks import build, load
+from tasks.training.callbacks import Keep
 
 TINY = ["data=voc", "image_size=[64,64]", "batch_size=4", "workers=0", "trainer.validations=2", "trainer.threads=1"]
 
@@ -141,6 +143,24 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(command: Comma
     assert not (tmp_path / "results.jsonl").exists()
     for file in tmp_path.glob("outputs/detect/*/last.pt"):
         assert all(torch.isfinite(v).all() for v in weights(file.parent, "last.pt").values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    net = build("detect", ["head.num_classes=2"])
+    module = SimpleNamespace(model=net, step=7)
+    next(net.parameters()).data[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite at step 7; the last good checkpoint is kept"):
+        Keep(tmp_path, 0, {}, SimpleNamespace()).save(SimpleNamespace(), module)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_names_foreign_code_is_refused(command: Command, voc: Path, tmp_path: Path) -> None:
+    folder = tmp_path / folder_of(command("detect", *TINY, f"data.root={voc}", "trainer.max_epochs=0").stdout)
+    content = torch.load(folder / "best.pt", weights_only=True)
+    content["config"]["backbone"]["_target_"] = "os.system"
+    torch.save(content, folder / "best.pt")
+    with pytest.raises(ValueError, match=r"would run os\.system"):
+        load(folder)
 
 
 def test_without_training_the_score_is_about_zero(command: Command, voc: Path, tmp_path: Path) -> None:

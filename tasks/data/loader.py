@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """task -> one untouched target a sample (None where absent), in original pixels; empty in training."""
     sizes: list[Size]
     """Original height, width of each image."""
+    skipped: list[str]
+    """What was wrong with samples that ``on_error=skip`` left out."""
     places: list[int]
     """Each sample's place in its split."""
 
@@ -60,6 +62,10 @@ def drawing_from(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before)
 
 
+Decoded = tuple[Tensor, "np.ndarray | None"]
+"""An image [3, H, W] uint8 and its semantic mask, if there is one."""
+
+
 class Samples(Dataset):
     """Decodes, transforms and packs single samples.
 
@@ -69,7 +75,8 @@ class Samples(Dataset):
         transform: sample dict -> sample dict (see ``tasks.data.augment``).
         seed: of the augmentation.
         training: whether to pack targets (training) or keep the truth in original pixels (evaluation).
-        on_error: ``fail`` raises on an image that cannot be read; ``skip`` leaves it out and notes it in ``skipped``.
+        on_error: ``fail`` raises on an image that cannot be read; ``skip`` scores without it, and trains on the next
+            one in its place, so that the stream is the same whether images are cached or not.
     """
 
     def __init__(
@@ -87,14 +94,15 @@ class Samples(Dataset):
         self.seed = seed
         self.training = training
         self.on_error = on_error
-        self.skipped: list[str] = []
-        self._decoded: list[tuple[Tensor, np.ndarray | None]] | None = None
+        self.skipped: dict[str, None] = {}
+        """Messages on what was left out, in order, each once."""
+        self._decoded: list[Decoded | ValueError] | None = None
         self.cached_bytes = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def _decode(self, sample: Sample) -> tuple[Tensor, np.ndarray | None]:
+    def _decode(self, sample: Sample) -> Decoded:
         """The image [3, H, W] uint8 (channels last in memory) and, if there is one, its semantic mask."""
         image = decode(sample.image)
         if sample.size is not None and image.shape[:2] != tuple(sample.size):
@@ -120,46 +128,55 @@ class Samples(Dataset):
         if not self.samples:
             return False
         probe = self.samples[:: max(1, len(self.samples) // 8)][:8]
-        sizes = [sample.size or tuple(decode(sample.image).shape[:2]) for sample in probe]
+        sizes = [sample.size or self._size(sample) for sample in probe]
         channels = 4 if "segment" in self.tasks else 3
         expected = sum(h * w for h, w in sizes) / len(sizes) * channels * len(self.samples)
         if expected > budget_bytes:
             return False
-
-        def attempt(sample: Sample) -> tuple[Tensor, np.ndarray | None] | ValueError:
-            try:
-                return self._decode(sample)
-            except ValueError as error:
-                return error
-
-        kept, decoded = [], []
+        decoded: list[Decoded | ValueError] = []
         with ThreadPoolExecutor() as pool:
-            for done, (sample, result) in enumerate(zip(self.samples, pool.map(attempt, self.samples), strict=True), 1):
+            for done, result in enumerate(pool.map(self._attempt, self.samples), 1):
                 if isinstance(result, ValueError):
                     self._refuse(result)
                 else:
-                    kept.append(sample)
-                    decoded.append(result)
+                    self.cached_bytes += result[0].numel() + (0 if result[1] is None else result[1].nbytes)
+                decoded.append(result)
                 if on_progress and (done % 100 == 0 or done == len(self.samples)):
                     on_progress(done, len(self.samples))
-        self.samples, self._decoded = kept, decoded
-        self.cached_bytes = sum(image.numel() + (0 if mask is None else mask.nbytes) for image, mask in decoded)
+        self._decoded = decoded
         return True
+
+    def _size(self, sample: Sample) -> Size:
+        found = self._attempt(sample)
+        return (0, 0) if isinstance(found, ValueError) else (found[0].shape[-2], found[0].shape[-1])
+
+    def _attempt(self, sample: Sample) -> Decoded | ValueError:
+        try:
+            return self._decode(sample)
+        except ValueError as error:
+            return error
 
     def _refuse(self, error: ValueError) -> None:
         if self.on_error == "fail":
             raise ValueError(f"{error}; or set data.on_error=skip") from error
-        self.skipped.append(str(error))
+        self.skipped[str(error)] = None
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | None:
-        """One transformed sample, by (pass over the data, index); None if it cannot be read and may be skipped."""
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """One transformed sample, by (pass over the data, index), and what was skipped for it."""
         turn, index = key
-        sample = self.samples[index]
-        try:
-            image, mask = self._decoded[index] if self._decoded is not None else self._decode(sample)
-        except ValueError as error:
-            self._refuse(error)
-            return None
+        problems: list[str] = []
+        for place in range(index, index + (len(self.samples) if self.training else 1)):
+            index = place % len(self.samples)
+            found = self._decoded[index] if self._decoded is not None else self._attempt(self.samples[index])
+            if not isinstance(found, ValueError):
+                break
+            self._refuse(found)
+            problems.append(str(found))
+        else:
+            if self.training:
+                raise ValueError(f"not one training image can be read; {problems[0]}")
+            return {"skipped": problems}
+        (image, mask), sample = found, self.samples[index]
         item: dict[str, Any] = {"image": tv_tensors.Image(image)}
         size = (image.shape[-2], image.shape[-1])
         truths = {task: sample.targets.get(task) for task in self.tasks} if not self.training else {}
@@ -175,6 +192,7 @@ class Samples(Dataset):
             "size": size,
             "index": index,
             "seed": seed_of(self.seed, turn, index, 1),
+            "skipped": problems,
         }
 
 
@@ -202,7 +220,7 @@ def pack_labels(items: list[dict[str, Any]]) -> Tensor:
 
 def pack_boxes(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     """{"boxes" [n, N, 4] float32, "labels" [n, N] int64, -1 where padded}; N is the largest count, at least 1."""
-    most = max(1, *(len(item["labels"]) for item in items)) if items else 1
+    most = max(1, *(len(item["labels"]) for item in items))
     boxes = torch.zeros(len(items), most, 4)
     labels = torch.full((len(items), most), -1, dtype=torch.int64)
     for row, item in enumerate(items):
@@ -240,10 +258,11 @@ class Collate:
         self.tasks = tuple(tasks)
         self.mix = mix
 
-    def __call__(self, packed: list[dict[str, Any] | None]) -> Batch | None:
-        kept = [entry for entry in packed if entry is not None]
+    def __call__(self, packed: list[dict[str, Any]]) -> Batch:
+        skipped = [message for entry in packed for message in entry["skipped"]]
+        kept = [entry for entry in packed if "item" in entry]
         if not kept:
-            return None
+            return Batch(torch.zeros(0, 3, 1, 1), {}, {}, {}, [], skipped, [])
         items = [entry["item"] for entry in kept]
         image = torch.stack([item["image"].as_subclass(Tensor) for item in items])
         image = image.contiguous(memory_format=torch.channels_last).float().div_(255)
@@ -253,13 +272,17 @@ class Collate:
         for task in () if truths else self.tasks:
             marker, pack = PACK[task]
             having = [row for row, item in enumerate(items) if marker in item]
-            targets[task] = pack([items[row] for row in having])
-            if len(having) < len(items):
+            if len(having) == 1 < len(items):
+                having *= 2  # a batch norm behind a global pool needs two; the mean loss is the same
+            if having:
+                targets[task] = pack([items[row] for row in having])
+            if having != list(range(len(items))):
                 rows[task] = torch.tensor(having, dtype=torch.int64)
         if self.mix is not None and "classify" in targets and "classify" not in rows:
             with drawing_from(kept[0]["seed"]):
                 image, targets["classify"] = self.mix(image, targets["classify"])
-        return Batch(image, targets, rows, truths, [e["size"] for e in kept], [e["index"] for e in kept])
+        sizes, places = [entry["size"] for entry in kept], [entry["index"] for entry in kept]
+        return Batch(image, targets, rows, truths, sizes, skipped, places)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):

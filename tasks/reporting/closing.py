@@ -26,9 +26,14 @@ def introduce(console: Console, data: DataSet, config: Mapping[str, Any]) -> Non
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in data.splits.items())
     note = f" ({data.note})" if data.note else ""
     console.print(f"{config['task']}  {config['backbone']['name']} on {data.name}{note}: {counts} images")
-    if data.skipped:
-        shown = "; ".join(data.skipped[:3]) + (f"; and {len(data.skipped) - 3} more" if len(data.skipped) > 3 else "")
-        console.print(f"skipped {len(data.skipped)}: {shown}", soft_wrap=True)
+    name_skipped(console, data.skipped)
+
+
+def name_skipped(console: Console, messages: list[str]) -> None:
+    """Count and name what ``on_error=skip`` left out."""
+    if messages:
+        shown = "; ".join(messages[:3]) + (f"; and {len(messages) - 3} more" if len(messages) > 3 else "")
+        console.print(f"skipped {len(messages)}: {shown}", soft_wrap=True)
 
 
 def draw(
@@ -60,8 +65,10 @@ def draw(
     return paths
 
 
-def conclude(console: Console, record: Mapping[str, Any], folder: Path, pictures: list[Path]) -> None:
-    """The closing screen."""
+def conclude(
+    console: Console, record: Mapping[str, Any], folder: Path, pictures: list[Path], skipped: list[str]
+) -> None:
+    """The closing screen; ``skipped`` names the images that could not be read."""
     table = Table(
         title=f"{record['backbone']} + {record['head']} on {record['data']} {record['split']}", title_justify="left"
     )
@@ -77,6 +84,7 @@ def conclude(console: Console, record: Mapping[str, Any], folder: Path, pictures
                     f"  {name}" if len(record["per_class"]) == 1 else f"  {task}: {name}", f"{100 * value:.1f}"
                 )
     console.print(table)
+    name_skipped(console, skipped)
     latency = record["latency"]
     console.print(
         f"{record['params'] / 1e6:.2f} M parameters, {record['madds'] / 1e9:.3f} G multiply-adds at "
@@ -91,9 +99,10 @@ def conclude(console: Console, record: Mapping[str, Any], folder: Path, pictures
             f"{saved['params'][0] / saved['params'][1]:.2f} of the parameters of a model a task"
         )
     console.print(
-        f"run folder   {folder}  (best.pt, last.pt, metrics.csv, TensorBoard, {', '.join(p.name for p in pictures)})"
+        f"run folder   {folder}  (best.pt, last.pt, metrics.csv, TensorBoard, {', '.join(p.name for p in pictures)})",
+        soft_wrap=True,
     )
-    console.print(f"record       {Path(record['config']['results']).resolve()}")
+    console.print(f"record       {Path(record['config']['results']).resolve()}", soft_wrap=True)
     task = record["task"]
     again = [word for word in record["overrides"] if not word.startswith(("seed=", "backbone="))]
     this, other = (

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.reporting.costs import count_parts
-from tasks.reporting.results import environment
+from tasks.reporting.results import cpu_name
 
 
 def interleaved(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5, warmup: int = 3) -> np.ndarray:
@@ -45,7 +45,10 @@ def forward_of(model: nn.Module, size: tuple[int, int]) -> Callable[[], object]:
 
     def call() -> object:
         with torch.inference_mode():
-            return model(image)
+            output = model(image)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+        return output
 
     return call
 
@@ -53,6 +56,7 @@ def forward_of(model: nn.Module, size: tuple[int, int]) -> Callable[[], object]:
 def measure(model: nn.Module, size: tuple[int, int], seconds: float = 2.0) -> dict[str, Any]:
     """A record's ``latency``: one forward of one image, with torch's threads as they are."""
     times = interleaved([forward_of(model, size)], seconds)[:, 0]
+    device = next(model.parameters()).device
     q1, median, q3, p90 = np.quantile(times, [0.25, 0.5, 0.75, 0.9])
     return {
         "median_ms": round(float(median), 3),
@@ -60,7 +64,7 @@ def measure(model: nn.Module, size: tuple[int, int], seconds: float = 2.0) -> di
         "p90_ms": round(float(p90), 3),
         "n": len(times),
         "engine": "torch",
-        "device": environment(1)["device"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "batch_size": 1,
     }

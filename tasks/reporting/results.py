@@ -187,7 +187,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
+def write_record(path: str | Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Append a record as one line; safe beside other processes that do the same.
 
     Numbers that are not finite become null; numpy and torch scalars become numbers, paths strings. A last line that a
@@ -196,6 +196,8 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     Args:
         path: the ``results.jsonl``; its folder is made.
         record: the fields of ``Record``.
+    Returns:
+        The record as it was written.
     Raises:
         ValueError: a field is missing, unknown or of the wrong kind; nothing is written.
     """
@@ -206,6 +208,7 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
         raise ValueError(f"a run record {wrong}; the fields are listed in tasks/reporting/results.py")
     line = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     append_line(path, line)
+    return plain
 
 
 def append_line(path: str | Path, line: str) -> None:

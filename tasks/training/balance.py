@@ -49,7 +49,8 @@ class Balance(nn.Module):
         if self.method == "uncertainty":
             spread = self.log_variance
             return torch.stack([torch.exp(-spread[t]) * loss + spread[t] / 2 for t, loss in sums.items()]).sum()
-        if self.method == "mgda" and len(sums) > 1:
+        shared = [feature for feature in shared if feature.requires_grad]  # none under a frozen backbone
+        if self.method == "mgda" and len(sums) > 1 and shared:
             gradients = [
                 torch.cat(
                     [(torch.zeros_like(f) if g is None else g).flatten() for f, g in zip(shared, found, strict=True)]
@@ -75,7 +76,7 @@ def shortest_in_hull(gram: Tensor, turns: int = 250) -> Tensor:
         [T], at least 0, sum 1.
     Source: Sener and Koltun, arXiv 1810.04650, algorithm 2.
     """
-    weights = torch.full((len(gram),), 1 / len(gram), dtype=gram.dtype)
+    weights = torch.full((len(gram),), 1 / len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(turns):
         products = gram @ weights
         best = int(products.argmin())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +15,9 @@ from tasks.data import DataSet
 from tasks.training import checkpoint
 from tasks.training.model import Model
 from tasks.training.weights import load_model
+
+OURS = ("backbones.", "heads.", "tasks.")
+"""What a checkpoint may name as its parts unless it is trusted."""
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -30,7 +34,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def make(node: Mapping[str, Any]) -> Any:
     """Build what a yaml's ``_target_`` names; with ``_partial_`` a function that waits for its first arguments."""
-    return instantiate(dict(node), _convert_="all")
+    try:
+        return instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def without(node: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -90,7 +99,8 @@ def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]
 
 def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a model whose weights come from its own checkpoint."""
-    return {**config, "backbone": {**config["backbone"], "weights": None}, "weights": None}
+    backbone = config["backbone"]
+    return {**config, "backbone": backbone | ({"weights": None} if "weights" in backbone else {}), "weights": None}
 
 
 def model_from_config(config: DictConfig) -> Model:
@@ -102,8 +112,18 @@ def model_from_config(config: DictConfig) -> Model:
     return model
 
 
-def model_from_run(path: Path) -> Model:
-    """The model of a run folder or of a checkpoint file, with its weights."""
+def foreign_targets(node: Any) -> set[str]:
+    """What a config would call beyond this suite's own parts."""
+    if isinstance(node, list):
+        return {name for part in node for name in foreign_targets(part)}
+    if not isinstance(node, dict):
+        return set()
+    target = str(node.get("_target_", OURS[0]))
+    return foreign_targets(list(node.values())) | (set() if target.startswith(OURS) else {target})
+
+
+def model_from_run(path: Path, trust: bool = False) -> Model:
+    """The model of a run folder or of a checkpoint file, with its weights; see ``tasks.load``."""
     file = path
     if path.is_dir():
         file = path / checkpoint.BEST if (path / checkpoint.BEST).is_file() else path / checkpoint.LAST
@@ -112,8 +132,13 @@ def model_from_run(path: Path) -> Model:
     content = checkpoint.load(file)
     if "config" not in content or "classes" not in content:
         raise ValueError(f"{file} holds weights only; expected a checkpoint that a training command wrote")
-    model = make_model(
-        without_weights(content["config"]), {task: tuple(names) for task, names in content["classes"].items()}
-    )
+    config = content["config"]
+    strange = foreign_targets([config[key] for key in ("backbone", "heads", "evaluation")])
+    if strange and not trust:
+        raise ValueError(
+            f"{file} would run {', '.join(sorted(strange))}, which is not part of this suite; if you know it, give "
+            "trust=True"
+        )
+    model = make_model(without_weights(config), {task: tuple(names) for task, names in content["classes"].items()})
     checkpoint.fill(model, content["model"], str(file))
     return model

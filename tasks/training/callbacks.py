@@ -12,10 +12,12 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.data import DataLoader
 
+from tasks.data.loader import Batch, Samples
 from tasks.training import checkpoint
 from tasks.training.evaluate import evaluate, headline, scores
 from tasks.training.module import TaskModule
@@ -114,7 +116,16 @@ class Keep(L.Callback):
             trainer.should_stop = True
 
     def save(self, trainer: L.Trainer, module: TaskModule) -> None:
-        """Write ``last.pt``."""
+        """Write ``last.pt``.
+
+        Raises:
+            ValueError: a weight is no longer a number; the file before is kept.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in module.model.parameters()):
+            raise ValueError(
+                f"the weights are not finite at step {module.step}; the last good checkpoint is kept: try a lower "
+                "optimizer.lr or trainer.clip_norm=1"
+            )
         content = (
             self.description | module.snapshot(trainer.optimizers[0]) | {"validation": self.validation.state_dict()}
         )
@@ -125,6 +136,9 @@ class Keep(L.Callback):
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+
+    def on_exception(self, trainer: L.Trainer, module: TaskModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
 
 class Restore(L.Callback):
@@ -138,13 +152,21 @@ class Restore(L.Callback):
 
 
 class Log(L.Callback):
-    """Writes loss and learning rate to the loggers, by our own step, so that a resumed log goes on where it was."""
+    """Writes loss and learning rate to the loggers, by our own step, so that a resumed log goes on where it was.
 
-    def __init__(self, times: int = 200) -> None:
-        self.times = times
+    Args:
+        samples: of the training split, told which of them a batch had to skip.
+        times: how often in a run.
+    """
+
+    def __init__(self, samples: Samples, times: int = 200) -> None:
+        self.samples, self.times = samples, times
         self.done = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: TaskModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: TaskModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.samples.skipped |= dict.fromkeys(batch.skipped)
         share = math.floor(module.progress * self.times)
         if not at_step_end(trainer) or share <= self.done:
             return
@@ -213,6 +235,9 @@ class Bar(L.Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def on_exception(self, trainer: L.Trainer, module: TaskModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
 
 def at_step_end(trainer: L.Trainer) -> bool:

@@ -36,6 +36,13 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         raise OSError(f"could not write {path} ({error}){kept}: free some space, then resume={path.parent}") from error
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a small text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running anything that is in it.
 

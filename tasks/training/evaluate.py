@@ -29,9 +29,10 @@ def evaluate(model: Model, loader: DataLoader, on_batch: Callable[[int, int], No
     model.eval()
     device = next(model.parameters()).device
     metrics: Metrics = {task: METRICS[task](model.classes[task]) for task in model.heads}
-    batch: Batch | None
+    batch: Batch
     for done, batch in enumerate(loader, 1):
-        if batch is not None:
+        loader.dataset.skipped |= dict.fromkeys(batch.skipped)  # type: ignore[attr-defined]
+        if len(batch.image):
             outputs = model(batch.image.to(device, non_blocking=True))
             for task, output in outputs.items():
                 feed(metrics[task], model.head(task).predict(output, batch.sizes), batch.truths[task])

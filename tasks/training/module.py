@@ -75,6 +75,8 @@ class TaskModule(L.LightningModule):
         self.step = 0
         self.elapsed_before = 0.0
         self.started: float | None = None
+        self.progress = budget.progress(0, 0.0)
+        """Share of the budget that was used up at the end of the last step; read once, so that all agree on it."""
 
     # ---------------------------------------------------------------- where the run is
 
@@ -82,10 +84,6 @@ class TaskModule(L.LightningModule):
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.elapsed_before + (time.perf_counter() - self.started if self.started is not None else 0.0)
-
-    @property
-    def progress(self) -> float:
-        return self.budget.progress(self.step, self.elapsed)
 
     @property
     def passes(self) -> float:
@@ -103,15 +101,19 @@ class TaskModule(L.LightningModule):
         if self.average is not None:
             self._pairs = (floats(self.average), floats(self.model))
 
+    def on_fit_end(self) -> None:
+        self.elapsed_before, self.started = self.elapsed, None
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer(parameter_groups(self, self.backbone_lr))
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"] * group["factor"]
         return optimizer
 
-    def on_train_batch_start(self, batch: Batch | None, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(seed_of(self.seed, self.step, batch_idx % max(1, self.trainer.accumulate_grad_batches)))
-        self._prepare(self.progress, self.budget.expected_steps(self.step, self.elapsed))
+        steps = self.budget.expected_steps(self.step, self.elapsed)
+        self._prepare(self.progress, steps * self.trainer.accumulate_grad_batches)
 
     def _prepare(self, progress: float, expected_steps: float) -> None:
         momentum = batch_norm_momentum(expected_steps) if self.bn_momentum == "auto" else self.bn_momentum
@@ -122,12 +124,12 @@ class TaskModule(L.LightningModule):
         for parameter, until in self._frozen:
             parameter.requires_grad_(until <= progress)
 
-    def training_step(self, batch: Batch | None, batch_idx: int) -> Tensor | None:
-        if batch is None:
-            return None
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         features = self.model.backbone(batch.image)
         outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
         losses = self.model.losses(outputs, batch.targets)
+        if not losses:  # no sample of the batch has a target
+            return None
         total = self.balance(losses, list(features.values()))
         for task, terms in losses.items():
             for name, term in terms.items():
@@ -149,6 +151,7 @@ class TaskModule(L.LightningModule):
             group["lr"] = group["base_lr"] * factor
         optimizer.step(closure=optimizer_closure)
         self.step += 1
+        self.progress = self.budget.progress(self.step, self.elapsed)
         if self.average is not None:
             expected = self.budget.expected_steps(self.step, self.elapsed)
             decay = ema_decay(self.step, expected, self.ema_share, self.ema_cap)
@@ -171,6 +174,7 @@ class TaskModule(L.LightningModule):
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a snapshot; the optimizer's part is restored by the caller once it exists."""
         self.step, self.elapsed_before = snapshot["step"], snapshot["elapsed"]
+        self.progress = self.budget.progress(self.step, self.elapsed_before)
         self.model.load_state_dict(snapshot["model"])
         self.balance.load_state_dict(snapshot["balance"])
         if self.average is not None:

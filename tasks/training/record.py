@@ -17,6 +17,7 @@ from tasks.reporting import latency
 from tasks.reporting.costs import count_parts
 from tasks.reporting.results import environment, git_state
 from tasks.training.evaluate import Metrics, scores
+from tasks.training.model import Model
 from tasks.training.module import TaskModule
 from tasks.training.schedule import seconds_of
 
@@ -44,7 +45,7 @@ def make_record(
         "image_size": list(model.image_size),
         "seed": config["seed"],
         "budget": describe_budget(config),
-        "weights": config["weights"] or config["backbone"]["weights"],
+        "weights": config["weights"] or config["backbone"].get("weights"),
         "metrics": scores(metrics),
         "per_class": {task: metric.per_class() for task, metric in metrics.items()},
         "params": costs.params,
@@ -60,11 +61,17 @@ def make_record(
         "run": str(folder),
         "command": command,
         "note": data.note,
-        **environment(torch.get_num_threads()),
+        **environment(torch.get_num_threads(), accelerator_name(model)),
     }
     if len(model.heads) > 1:
         record["sharing"] = latency.sharing(model, {task: model.single(task) for task in model.heads}, model.image_size)
     return record
+
+
+def accelerator_name(model: Model) -> str | None:
+    """The GPU that the model is on; None for the CPU."""
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def describe(group: str, part: Mapping[str, Any]) -> str:

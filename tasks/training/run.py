@@ -19,7 +19,7 @@ from tasks.reporting import closing
 from tasks.reporting.results import write_record
 from tasks.training import callbacks, checkpoint, setup
 from tasks.training.balance import Balance
-from tasks.training.build import complete, make, make_model, plain, read_data, without_weights
+from tasks.training.build import complete, make_model, plain, read_data, without_weights
 from tasks.training.evaluate import Metrics, evaluate
 from tasks.training.model import Model
 from tasks.training.module import TaskModule
@@ -42,12 +42,13 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
         ValueError, OSError: whatever the user can mend, see the README's troubleshooting.
     """
     setup.quiet()
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     config = plain(composed)
     folder, saved = None, None
     if config["resume"]:
         folder = Path(config["resume"])
         config, saved, overrides = reopen(folder, config, overrides)
+    setup.check(config)
     setup.prepare_machine(config)
     data = read_data(config)
     config, classes = complete(config, data)
@@ -55,23 +56,23 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     model = make_model(without_weights(config) if saved else config, classes)
     if config["weights"] and not saved:
         filled = ", ".join(load_model(model, config["weights"]))
-        console.print(f"weights     {config['weights']} for the backbone and {filled}")
+        console.print(f"weights     {config['weights']} for the backbone and {filled}", soft_wrap=True)
+    module = make_module(model, config, len(data.splits["train"]))
+    collate = Collate(tuple(config["heads"]), setup.make_mix(config, classes))
     splits = setup.load_splits(data, config, console)
-    if folder is None:
+    if folder is None:  # nothing is left on disk by a run that cannot start
         folder = setup.new_folder(Path(config["output"]) / config["task"])
         OmegaConf.save(OmegaConf.create({**config, "overrides": overrides}), folder / checkpoint.CONFIG)
-    console.print(f"run folder  {folder}")
-    module = fit(model, splits, config, classes, folder, saved, console)
-    if module is None:
-        raise KeyboardInterrupt
+    console.print(f"run folder  {folder}", soft_wrap=True)
+    fit(module, splits, collate, config, classes, folder, saved, console)
+    module.scored.to(setup.device(config))
     split = "test" if len(splits["test"]) else "val"
     metrics = test(module.scored, splits[split], config, console)
     record = make_record(module, metrics, split, data, config, overrides, folder)
-    write_record(config["results"], record)
-    (folder / checkpoint.RECORD).write_text(json.dumps(record, indent=1, default=str))
+    checkpoint.save_text(folder / checkpoint.RECORD, json.dumps(write_record(config["results"], record), indent=1))
     confusions = {task: metric.confusion for task, metric in metrics.items() if hasattr(metric, "confusion")}
     pictures = closing.draw(folder, classes, examples(module.scored, splits[split]), confusions)
-    closing.conclude(console, record, folder, pictures)
+    closing.conclude(console, record, folder, pictures, [line for part in splits.values() for line in part.skipped])
     return record
 
 
@@ -96,6 +97,8 @@ def reopen(
         raise ValueError(
             f"{folder} is finished, its scores are in {folder / checkpoint.RECORD}; start a new run to train on"
         )
+    for left in folder.glob(".*.tmp"):  # of a kill while saving
+        left.unlink(missing_ok=True)
     own = plain(OmegaConf.load(folder / checkpoint.CONFIG))  # type: ignore[arg-type]
     typed = own.pop("overrides")
     if own["task"] != config["task"]:
@@ -109,65 +112,75 @@ def reopen(
     return own, checkpoint.load(folder / checkpoint.LAST), typed
 
 
+def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskModule:
+    """What Lightning trains, as the config sets it.
+
+    Args:
+        model: with its first weights.
+        config: complete.
+        samples: in the training split.
+    """
+    if config["trainer"]["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    return TaskModule(
+        model=model,
+        optimizer=setup.make_optimizer(config),
+        schedule=Schedule(**config["schedule"]),
+        budget=setup.make_budget(config, samples),
+        balance=Balance(tuple(config["heads"]), **config["balance"]),
+        samples=samples,
+        batch_size=config["batch_size"] * config["trainer"]["accumulate"],
+        seed=config["seed"],
+        ema=config["ema"]["share"],
+        ema_cap=config["ema"]["cap"],
+        bn_momentum=config["bn_momentum"],
+        backbone_lr=config["backbone_lr"],
+        freeze=config["freeze"],
+    )
+
+
 def fit(
-    model: Model,
+    module: TaskModule,
     splits: Mapping[str, Samples],
+    collate: Collate,
     config: Mapping[str, Any],
     classes: Mapping[str, tuple[str, ...]],
     folder: Path,
     saved: Mapping[str, Any] | None,
     console: Console,
-) -> TaskModule | None:
-    """Train; None if the user stopped it. The module comes back with the best weights."""
+) -> None:
+    """Train; the module's scored weights are the best afterwards.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; everything is saved.
+    """
     trainer_config = config["trainer"]
-    samples = splits["train"]
-    if trainer_config["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
-    module = TaskModule(
-        model,
-        make(config["optimizer"]),
-        Schedule(**config["schedule"]),
-        setup.make_budget(config, len(samples)),
-        Balance(tuple(config["heads"]), **config["balance"]),
-        len(samples),
-        config["batch_size"] * trainer_config["accumulate"],
-        config["seed"],
-        config["ema"]["share"],
-        config["ema"]["cap"],
-        config["bn_momentum"],
-        config["backbone_lr"],
-        config["freeze"],
-    )
-    description = {
-        "format": 1,
-        "config": dict(config),
-        "classes": {task: list(names) for task, names in classes.items()},
-    }
+    names = {task: list(of_task) for task, of_task in classes.items()}
+    description = {"format": 1, "config": dict(config), "classes": names}
     workers = setup.worker_count(config)
     loader = evaluation_loader(splits["val"], config["eval_batch_size"], workers) if len(splits["val"]) else None
     validation = callbacks.Validate(loader, trainer_config["validations"], folder, description)
-    extra: list[L.Callback] = []
+    working: list[L.Callback] = [validation]
+    keep = callbacks.Keep(folder, trainer_config["save_every"], description, validation)
+    working.append(keep)
     if saved:
         module.restore(saved)
         validation.load_state_dict(saved["validation"])
-        extra.append(callbacks.Restore(saved["optimizer"]))
-    keep = callbacks.Keep(folder, trainer_config["save_every"], description, validation)
+        working.append(callbacks.Restore(saved["optimizer"]))
     if module.progress < 1:
-        trainer = setup.make_trainer(config, folder, module.step, [validation, keep, *extra], validation, console)
+        trainer = setup.make_trainer(config, folder, module.step, splits["train"], working, validation, console)
+        start = module.step * trainer_config["accumulate"]
         batches = training_loader(
-            samples, config["batch_size"], config["seed"], workers, module.step * trainer_config["accumulate"], None,
-            Collate(tuple(config["heads"]), setup.make_mix(config, classes)),
+            splits["train"], config["batch_size"], config["seed"], workers, start, None, collate
         )  # fmt: skip
         trainer.fit(module, batches)
         if keep.interrupted and module.progress < 1:
-            console.print(
-                f"\nstopped at step {module.step}; go on with  python -m tasks.{config['task']} resume={folder}"
-            )
-            return None
+            again = f"python -m tasks.{config['task']} resume={folder}"
+            console.print(f"\nstopped at step {module.step}; go on with  {again}", soft_wrap=True)
+            raise KeyboardInterrupt
     if not (folder / checkpoint.BEST).is_file():
         validation.keep(module, None, {})
     checkpoint.fill(module.scored, checkpoint.load(folder / checkpoint.BEST)["model"], str(folder / checkpoint.BEST))
-    return module
 
 
 def test(model: Model, split: Samples, config: Mapping[str, Any], console: Console) -> Metrics:
@@ -182,8 +195,8 @@ def examples(model: Model, split: Samples, count: int = 12) -> closing.Examples:
     chosen = Samples([split.samples[row] for row in rows], split.tasks, split.transform, 0, False, "skip")
     found = []
     for i in range(len(chosen)):
-        image = decode(chosen.samples[i].image)
         packed = chosen[0, i]
-        if packed is not None:
+        if "item" in packed:
+            image = decode(chosen.samples[i].image)
             found.append((image, packed["truths"], model.predict(image)))
     return found

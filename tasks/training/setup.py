@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
@@ -24,9 +25,9 @@ from tasks.data import DataSet
 from tasks.data.loader import Samples
 from tasks.data.mix import Mix
 from tasks.training import callbacks
-from tasks.training.build import make
+from tasks.training.build import make, without
 from tasks.training.metrics import METRICS
-from tasks.training.schedule import Budget, seconds_of
+from tasks.training.schedule import Budget, Schedule, seconds_of
 
 
 def quiet() -> None:
@@ -44,6 +45,48 @@ def keep_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse what would fail later, before any data is read; a single number as ``image_size`` becomes a square.
+
+    Raises:
+        ValueError: names the key, its value and what was expected.
+    """
+    size = config["image_size"]
+    config["image_size"] = [size, size] if isinstance(size, int) else size
+    numbers = {"image_size": config["image_size"], "batch_size": config["batch_size"]}
+    numbers |= {"eval_batch_size": config["eval_batch_size"], "trainer.accumulate": config["trainer"]["accumulate"]}
+    for key, value in numbers.items():
+        values = value if isinstance(value, list) else [value]
+        if len(values) not in (1, 2) or not all(type(number) is int and number > 0 for number in values):
+            raise ValueError(f"{key} is {value}; expected whole numbers above 0")
+    if min(config["image_size"]) < 32:
+        raise ValueError(f"image_size is {config['image_size']}; expected at least 32 px a side")
+    if config["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator is gpu, but torch sees none here; leave it out, or install torch for CUDA"
+        )
+    make_budget(config, 1)
+    Schedule(**config["schedule"])
+
+
+def device(config: Mapping[str, Any]) -> torch.device:
+    """Where scoring runs: the GPU that training uses, else the CPU."""
+    gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def precision(config: Mapping[str, Any]) -> Any:
+    """``trainer.precision``; auto takes bfloat16 on a GPU that has it, where it halves the time, else float32."""
+    if config["trainer"]["precision"] != "auto":
+        return config["trainer"]["precision"]
+    return "bf16-mixed" if device(config).type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def make_optimizer(config: Mapping[str, Any]) -> Any:
+    """The optimizer, waiting for its parameters; float16's gradient scaler cannot clip under a fused one."""
+    return make(without(config["optimizer"], *(["fused"] if precision(config) == "16-mixed" else [])))
 
 
 def prepare_machine(config: Mapping[str, Any]) -> None:
@@ -90,7 +133,7 @@ def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> d
         )
     if not len(splits["train"]):
         raise ValueError(
-            f"{data.name}: no training image could be read; the first problem: {splits['train'].skipped[0]}"
+            f"{data.name}: no training image is left; the first problem: {data.skipped[0] if data.skipped else 'none'}"
         )
     return splits
 
@@ -116,19 +159,23 @@ def make_budget(config: Mapping[str, Any], samples: int) -> Budget:
         ValueError: one is negative or unreadable.
     """
     trainer = config["trainer"]
+    for key in ("max_epochs", "max_steps"):
+        if trainer[key] is not None and (isinstance(trainer[key], str | bool) or trainer[key] < 0):
+            raise ValueError(f"trainer.{key} is {trainer[key]!r}; expected a number, 0 or more")
     steps = []
     epochs = trainer["max_epochs"]
     if epochs is None and trainer["max_steps"] is None and trainer["max_time"] is None:
         epochs = trainer["default_epochs"]
     if epochs is not None:
-        steps.append(round(epochs * samples / (config["batch_size"] * trainer["accumulate"])))
+        wanted = round(epochs * samples / (config["batch_size"] * trainer["accumulate"]))
+        steps.append(max(1, wanted) if epochs > 0 else 0)
     if trainer["max_steps"] is not None:
         steps.append(int(trainer["max_steps"]))
     seconds = None
     if trainer["max_time"] is not None:
         seconds = seconds_of(trainer["max_time"])
-    if any(step < 0 for step in steps) or (seconds is not None and seconds <= 0):
-        raise ValueError("trainer.max_epochs, max_steps and max_time must not be negative")
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"trainer.max_time is {trainer['max_time']}; expected more than nothing")
     return Budget(min(steps) if steps else None, seconds)
 
 
@@ -150,7 +197,8 @@ def metrics_file(folder: Path, step: int) -> CSVLogger:
     earlier: list[dict[str, str]] = []
     if path.is_file():
         with path.open(newline="") as file:
-            earlier = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]  # a cut line has none
+            earlier = [row for row in rows if int(row["step"]) <= step]
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     for row in earlier:
         logger.log_metrics(
@@ -163,33 +211,37 @@ def make_trainer(
     config: Mapping[str, Any],
     folder: Path,
     step: int,
+    samples: Samples,
     working: list[L.Callback],
     validation: callbacks.Validate,
     console: Console,
 ) -> L.Trainer:
     """Lightning's trainer as the config sets it; our callbacks decide when to validate, save and stop."""
     settings = config["trainer"]
-    gpu = torch.cuda.is_available() and settings["accelerator"] in ("auto", "gpu", "cuda")
-    precision: Any = ("16-mixed" if gpu else "32-true") if settings["precision"] == "auto" else settings["precision"]
     loggers: list[Logger] = [metrics_file(folder, step), TensorBoardLogger(folder, name="", version="")]
     mains = [name for task in config["heads"] for name in headline_names(task, len(config["heads"]) > 1)]
     bar = [callbacks.Bar(console, validation, mains)] if settings["progress"] else []
-    return L.Trainer(
-        accelerator=settings["accelerator"],
-        devices=1,
-        precision=precision,
-        max_epochs=1,
-        accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=settings["clip_norm"],
-        logger=loggers,
-        callbacks=[callbacks.Log(), *working, *bar],
-        limit_val_batches=0,
-        log_every_n_steps=10**9,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            accelerator=settings["accelerator"],
+            devices=1,
+            precision=precision(config),
+            max_epochs=1,
+            accumulate_grad_batches=settings["accumulate"],
+            gradient_clip_val=settings["clip_norm"],
+            logger=loggers,
+            callbacks=[callbacks.Log(samples), *working, *bar],
+            limit_val_batches=0,
+            log_every_n_steps=10**9,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, RuntimeError) as error:
+        raise ValueError(
+            f"trainer.accelerator={settings['accelerator']} trainer.precision={settings['precision']}: {error}"
+        ) from error
 
 
 def headline_names(task: str, several: bool) -> list[str]:
