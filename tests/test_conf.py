@@ -147,8 +147,22 @@ def read(root, tasks, seed):
 @pytest.mark.parametrize("name", GROUPS["recipe"])
 def test_a_recipe_belongs_to_a_command_and_a_data_set_and_changes_something(name: str) -> None:
     command, data = name.split("_", 1)
-    given = compose(command, [f"data={data}"])
-    assert given != compose(command, [f"data={data}", "recipe=null"])
+    without = {"classify": "folder", "detect": "voc", "segment": "masks", "multitask": "combined"}[command]
+    given, usual = (plain(compose(command, [f"data={choice}"])) for choice in (data, without))
+    assert {**given, "data": None} != {**usual, "data": None}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "recipe" / "augment").glob("*.yaml")))
+def test_a_recipe_changes_only_the_augmentation_it_is_for(name: str) -> None:
+    augment, data = name.split("_", 1)
+    commands = {"detection": "detect", "classification": "classify", "segmentation": "segment", "joint": "multitask"}
+    command = commands[augment]
+    own = OmegaConf.load(CONF / "augment" / f"{augment}.yaml")
+    changed = OmegaConf.load(CONF / "recipe" / "augment" / f"{name}.yaml")
+    assert set(changed) <= set(own)
+    config = plain(compose(command, [f"data={data}"]))
+    assert all(config["augment"][key] == value for key, value in changed.items())
+    assert plain(compose(command, [f"data={data}", "augment=none"]))["augment"].keys() == {"_target_", "_partial_"}
 
 
 def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(command: Command, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import numpy as np
 IGNORE = 255
 """The value of a mask's pixels that count neither in the loss nor in the score."""
 
+NOT_ARGUMENTS = ("name", "smallest_object")
+"""Keys of a data yaml that are for people and other yamls, not for its reader."""
+
 SPLITS = ("train", "val", "test")
 
 

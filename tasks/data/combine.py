@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from tasks.data import SPLITS, DataSet, Sample, check_splits
+from tasks.data import NOT_ARGUMENTS, SPLITS, DataSet, Sample, check_splits
 
 
 def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int]) -> DataSet:
@@ -25,7 +25,7 @@ def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int]) -> 
             raise ValueError(f"data.repeats has {name}: {times}; expected 1 or more for one of {', '.join(parts)}")
     read_parts = []
     for name, part in parts.items():
-        data = instantiate({key: value for key, value in part.items() if key != "name"}, _convert_="all")
+        data = instantiate({key: value for key, value in part.items() if key not in NOT_ARGUMENTS}, _convert_="all")
         data.name = name
         train = data.splits["train"] * repeats.get(name, 1)
         read_parts.append(replace(data, splits={**data.splits, "train": train}))

@@ -69,9 +69,8 @@ def conclude(
     console: Console, record: Mapping[str, Any], folder: Path, pictures: list[Path], skipped: list[str]
 ) -> None:
     """The closing screen; ``skipped`` names the images that could not be read."""
-    table = Table(
-        title=f"{record['backbone']} + {record['head']} on {record['data']} {record['split']}", title_justify="left"
-    )
+    console.print(f"{record['backbone']} + {record['head']} on {record['data']} {record['split']}", soft_wrap=True)
+    table = Table()
     table.add_column("score")
     table.add_column("%", justify="right")
     for name, value in record["metrics"].items():

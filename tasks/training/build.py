@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.data import DataSet
+from tasks.data import NOT_ARGUMENTS, DataSet
 from tasks.training import checkpoint
 from tasks.training.model import Model
 from tasks.training.weights import load_model
@@ -53,7 +53,7 @@ def read_data(config: Mapping[str, Any]) -> DataSet:
     Raises:
         ValueError, FileNotFoundError: see the reader.
     """
-    data = cast(DataSet, make(without(config["data"], "name", "smallest_object")))
+    data = cast(DataSet, make(without(config["data"], *NOT_ARGUMENTS)))
     data.name = str(config["data"]["name"])
     return data
 
