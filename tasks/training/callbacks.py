@@ -196,9 +196,9 @@ class Bar(L.Callback):
         self.began = (time.perf_counter(), module.progress, module.step, self.validation.seconds)
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %  {task.description}"),
+                BarColumn(bar_width=16),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.description}"),
                 console=self.console,
             )
             self.bar.start()
