@@ -51,8 +51,8 @@ class _PixelLoss(torch.autograd.Function):
     """Goes image by image, with upsampling as two matrix products, and takes the gradient on the way.
 
     Only one image's full-size logits live at a time, and they are still in cache when their gradient is due: half the
-    time of ``F.interpolate`` and ``F.cross_entropy`` (8 x 11 x 360 x 480, one thread of an AMD EPYC, forward and backward,
-    interleaved: 114 against 231 ms, medians of 11).
+    time of ``F.interpolate`` and ``F.cross_entropy`` (8 x 11 x 360 x 480, one thread of an AMD EPYC, forward and
+    backward, interleaved: 114 against 231 ms, medians of 11).
     """
 
     @staticmethod
