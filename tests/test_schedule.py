@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tasks.training.schedule import Budget, Schedule, batch_norm_momentum, ema_decay
+from tasks.training.schedule import Budget, Growth, Schedule, batch_norm_momentum, ema_decay
 
 
 def test_cosine_is_torchs() -> None:
@@ -70,3 +70,24 @@ def test_batch_norm_momentum_follows_the_length() -> None:
     assert batch_norm_momentum(290) == pytest.approx(20 / 290)
     assert batch_norm_momentum(100) == 0.1
     assert batch_norm_momentum(math.inf) == 0.01
+
+
+def test_images_grow_to_their_full_size_and_stay_there() -> None:
+    growth = Growth(start=0.5, until=0.8, multiple=16)
+    sizes = [growth.size((64, 96), progress / 20) for progress in range(21)]
+    assert sizes[0] == (32, 48)
+    assert sizes == sorted(sizes)
+    assert sizes[16:] == [(64, 96)] * 5
+    assert all(height % 16 == 0 and width % 16 == 0 for height, width in sizes)
+
+
+def test_images_do_not_grow_unless_asked_and_never_fall_below_32() -> None:
+    assert Growth().size((75, 91), 0.0) == (75, 91)
+    assert Growth(start=0.1).size((64, 300), 0.0) == (32, 32)
+    assert Growth(start=0.9, multiple=16).size((75, 91), 0.5)[0] <= 75
+
+
+@pytest.mark.parametrize("wrong", [{"start": 0.0}, {"start": 1.5}, {"until": 0.0}, {"multiple": 0}])
+def test_a_growth_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"growth.{next(iter(wrong))} is"):
+        Growth(**wrong)  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.data.loader import Batch, seed_of
+from tasks.data.resize import resized
 from tasks.training.balance import Balance
 from tasks.training.model import Model
-from tasks.training.schedule import Budget, Schedule, batch_norm_momentum, ema_decay
+from tasks.training.schedule import Budget, Growth, Schedule, batch_norm_momentum, ema_decay
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
@@ -26,6 +27,7 @@ class TaskModule(L.LightningModule):
         model: what to train.
         optimizer: parameter groups -> optimizer (a partial from ``conf/optimizer``).
         schedule: of the learning rate.
+        growth: of the images' size.
         budget: how long to train.
         balance: how the tasks' losses become one.
         samples: in the training split, to count passes over the data.
@@ -44,6 +46,7 @@ class TaskModule(L.LightningModule):
         model: Model,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         schedule: Schedule,
+        growth: Growth,
         budget: Budget,
         balance: Balance,
         samples: int,
@@ -59,7 +62,7 @@ class TaskModule(L.LightningModule):
         self.model = model
         self.balance = balance
         self.make_optimizer = optimizer
-        self.schedule, self.budget = schedule, budget
+        self.schedule, self.growth, self.budget = schedule, growth, budget
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.ema_share, self.ema_cap = ema, ema_cap
         self.bn_momentum, self.backbone_lr = bn_momentum, backbone_lr
@@ -125,6 +128,7 @@ class TaskModule(L.LightningModule):
             parameter.requires_grad_(until <= progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        batch = resized(batch, self.growth.size((batch.image.shape[-2], batch.image.shape[-1]), self.progress))
         features = self.model.backbone(batch.image)
         outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
         losses = self.model.losses(outputs, batch.targets)

@@ -102,6 +102,41 @@ class Schedule:
         return self.final + (1 - self.final) * curve
 
 
+@dataclass(frozen=True)
+class Growth:
+    """The images' size over a run: small at first, because early steps need no detail and cost by the pixel.
+
+    Args:
+        start: factor on the input's size at the first step, in (0, 1]; 1 trains at full size throughout.
+        until: share of the run at which the full size is reached, in (0, 1].
+        multiple: sizes are rounded to this many pixels, and no side gets smaller than 32.
+    Raises:
+        ValueError: an argument is out of its range.
+    Source: progressive resizing, as in EfficientNetV2, section 4, arXiv 2104.00298.
+    """
+
+    start: float = 1.0
+    until: float = 0.7
+    multiple: int = 16
+
+    def __post_init__(self) -> None:
+        for key in ("start", "until"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(f"growth.{key} is {getattr(self, key)}; expected a share above 0, up to 1")
+        if self.multiple < 1:
+            raise ValueError(f"growth.multiple is {self.multiple}; expected a whole number of pixels above 0")
+
+    def size(self, full: tuple[int, int], progress: float) -> tuple[int, int]:
+        """Height, width of the images at ``progress``, a share of the run in [0, 1]; ``full`` from ``until`` on."""
+        if self.start == 1 or progress >= self.until:
+            return full
+        factor = self.start + (1 - self.start) * progress / self.until
+        height, width = (
+            min(side, max(32, self.multiple * math.floor(side * factor / self.multiple + 0.5))) for side in full
+        )
+        return height, width
+
+
 def ema_decay(step: int, expected_steps: float, share: float, cap: float) -> float:
     """Decay of the weights' moving average at a step: a window of ``share`` of the run, growing from nothing.
 

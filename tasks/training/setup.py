@@ -27,7 +27,7 @@ from tasks.data.mix import Mix
 from tasks.training import callbacks
 from tasks.training.build import make, without
 from tasks.training.metrics import METRICS
-from tasks.training.schedule import Budget, Schedule, seconds_of
+from tasks.training.schedule import Budget, Growth, Schedule, seconds_of
 
 
 def quiet() -> None:
@@ -69,6 +69,7 @@ def check(config: dict[str, Any]) -> None:
         )
     make_budget(config, 1)
     Schedule(**config["schedule"])
+    Growth(**config["growth"])
 
 
 def device(config: Mapping[str, Any]) -> torch.device:
