@@ -186,9 +186,13 @@ class FCOSLite(nn.Module):
             quality.
         """
         height, width = output["size"].tolist()
-        scores = (output["cls"].float().sigmoid() * output["quality"].float().sigmoid()[..., None]).sqrt()
-        boxes = clip_boxes(decode_sides(output["deltas"].float(), output["anchors"]), (height, width))
+        boxes, scores = self.scored_boxes(output, (height, width))
         return to_images(detect(boxes, scores, self.limits), (height, width), sizes)
+
+    def scored_boxes(self, output: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
+        """Every cell's box [B, A, 4] float32 xyxy inside the input of ``size``, and scores [B, A, K] float32."""
+        scores = (output["cls"].float().sigmoid() * output["quality"].float().sigmoid()[..., None]).sqrt()
+        return clip_boxes(decode_sides(output["deltas"].float(), output["anchors"]), size), scores
 
 
 class Tower(nn.Module):

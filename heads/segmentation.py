@@ -15,6 +15,9 @@ from heads import Size
 IGNORE = 255
 """The value of a mask's pixels that count in no loss."""
 
+AT_ONCE = 1 << 25
+"""Logits of a class map that are upsampled in one go: 128 MB."""
+
 
 def class_weight_tensor(weights: Sequence[float] | None, num_classes: int) -> Tensor:
     """Weights of the classes in the loss as a tensor [K]; ones for None.
@@ -111,9 +114,24 @@ def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
     for low, size in zip(logits.float().split(1), sizes, strict=True):
         # With the channels last, argmax runs along memory: a third of the time.
         low = low.contiguous(memory_format=torch.channels_last)
+        if not torch.compiler.is_compiling() and low.shape[1] * size[0] * size[1] > AT_ONCE:
+            maps.append(_large_map(low, size))
+            continue
         full = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
         maps.append(full[0].permute(1, 2, 0).argmax(-1).to(torch.uint8))
     return maps
+
+
+def _large_map(low: Tensor, size: Size) -> Tensor:
+    """One class map, some rows at a time: the logits of a 40-megapixel photo of 12 classes would take 2 GB."""
+    wide = F.interpolate(low, size=(low.shape[2], size[1]), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    place = ((torch.arange(size[0], device=low.device) + 0.5) * (low.shape[2] / size[0]) - 0.5).clamp_(min=0)
+    above = place.long()
+    below, share = (above + 1).clamp_(max=low.shape[2] - 1), (place - above)[:, None, None]
+    full = torch.empty(size, dtype=torch.uint8, device=low.device)
+    for rows in torch.arange(size[0], device=low.device).split(max(1, AT_ONCE // (8 * size[1] * low.shape[1]))):
+        full[rows] = torch.lerp(wide[above[rows]], wide[below[rows]], share[rows]).argmax(-1).to(torch.uint8)
+    return full
 
 
 def rename_head(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

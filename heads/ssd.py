@@ -191,11 +191,15 @@ class SSD(nn.Module):
             For each image {"boxes" [n, 4] float32 xyxy inside the image, "scores" [n] float32 in (0, 1], "labels" [n]
             int64, 0-based without background}, n <= ``detections``, by falling score; n may be 0.
         """
+        height, width = output["size"].tolist()
+        boxes, scores = self.scored_boxes(output, (height, width))
+        return to_images(detect(boxes, scores, self.limits), (height, width), sizes)
+
+    def scored_boxes(self, output: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
+        """Every anchor's box [B, A, 4] float32 xyxy inside the input of ``size``, and scores [B, A, K] float32."""
         logits = output["cls"].float()
         scores = logits.sigmoid() if self.focal else logits.softmax(dim=-1)[..., 1:]
-        height, width = output["size"].tolist()
-        boxes = clip_boxes(decode_boxes(output["deltas"].float(), output["anchors"]), (height, width))
-        return to_images(detect(boxes, scores, self.limits), (height, width), sizes)
+        return clip_boxes(decode_boxes(output["deltas"].float(), output["anchors"]), size), scores
 
 
 def _predict(predictors: nn.ModuleList, maps: list[Tensor], columns: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tasks.deploy.predictor import Predictor
     from tasks.training.model import Model
 
 
@@ -43,3 +44,21 @@ def load(run: str | Path, trust: bool = False) -> Model:
     from tasks.training.build import model_from_run
 
     return model_from_run(Path(run), trust).eval()
+
+
+def predictor(run: str | Path, engine: str = "auto", threads: int | None = None) -> Predictor:
+    """A trained run in the fastest engine that is installed and gives torch's outputs; for services.
+
+    Args:
+        run: a run folder, a checkpoint in one, or a file that ``python -m tasks.export`` wrote.
+        engine: ``auto``, which takes some seconds to export and to compare, or an engine's name.
+        threads: of the engine; None: as many as there are cores.
+    Returns:
+        An object whose ``predict(image)`` gives what ``load(run).predict(image)`` gives; ``notes`` say why this engine.
+    Raises:
+        FileNotFoundError: no such run.
+        ValueError: a damaged file, or an engine that is unknown or not installed.
+    """
+    from tasks.deploy.predictor import open_predictor
+
+    return open_predictor(run, engine, threads)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heads import segmentation
 from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
@@ -97,3 +98,13 @@ def test_another_heads_checkpoint_is_refused() -> None:
         rename_head({"classifier.7.weight": torch.zeros(1), "backbone.x": torch.zeros(1)}, {"0": "conv"})
     with pytest.raises(ValueError, match="no entry classifier"):
         rename_head({"backbone.x": torch.zeros(1)}, {"0": "conv"})
+
+
+def test_a_large_map_goes_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(2, 5, 9, 7, generator=torch.Generator().manual_seed(0))
+    sizes = [(301, 203), (5, 4)]
+    whole = segmentation.class_maps(logits, sizes)
+    monkeypatch.setattr(segmentation, "AT_ONCE", 5 * 203 * 8 * 10)  # ten rows a time
+    for expected, got in zip(whole, segmentation.class_maps(logits, sizes), strict=True):
+        assert got.dtype == torch.uint8
+        assert (expected != got).float().mean() < 1e-3  # rounding where two classes are equal

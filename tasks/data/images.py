@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -42,7 +43,7 @@ _archives: dict[str, tuple[tuple[int, int, int], zipfile.ZipFile]] = {}
 _archives_lock = threading.Lock()
 
 
-def decode(source: str) -> np.ndarray:
+def decode(source: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture as a viewer shows it: EXIF orientation applied, in RGB.
 
     Grey, palette, CMYK and the like are converted; 16-bit grey is scaled by 1/257 (its full range);
@@ -50,24 +51,26 @@ def decode(source: str) -> np.ndarray:
 
     Args:
         source: a path, or ``archive.zip!/member``.
+        max_pixels: larger images are refused by their header, before anything is decoded.
     Returns:
         [H, W, 3] uint8 RGB, writable.
     Raises:
         ValueError: not an image, truncated, animated, too large, or of a depth that has no defined RGB; names the file.
     """
-    with _opened(source) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+    with _opened(source, max_pixels) as upright:
+        upright.load()
+        ImageOps.exif_transpose(upright, in_place=True)  # a copy of a 40-megapixel photo is 160 MB
         if upright.mode.startswith("I"):
             grey = _sixteen_bit(upright, source)
             return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
         if upright.mode == "F":
             raise ValueError(f"{source} has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
         if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.new("RGB", rgba.size, "white")
-            upright.paste(rgba, mask=rgba.getchannel("A"))
-        return np.array(upright.convert("RGB"))
+            rgba = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+            white = Image.new("RGB", rgba.size, "white")
+            white.paste(rgba, mask=rgba.getchannel("A"))
+            return np.array(white)
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def decode_mask(source: str) -> np.ndarray:
@@ -199,23 +202,27 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[Image.Image]:
+def _opened(source: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image with its header checked; whatever Pillow raises inside the block becomes a ValueError with the name."""
-    with _named(source):
+    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's bound steps back, ours stays for every other caller
+    with _named(source, max_pixels):
         packed = split_source(source)[1] is not None
+        if not packed and not stat.S_ISREG(Path(source).stat().st_mode):  # reading from a pipe would wait for ever
+            raise ValueError(f"{source} is a folder, a pipe or a device; expected an image file: remove it")
         with Image.open(io.BytesIO(read_bytes(source)) if packed else Path(source), formats=_FORMATS) as image:
-            _check_header(image, source)
+            _check_header(image, source, max_pixels)
             yield image
 
 
 @contextmanager
-def _named(source: str) -> Iterator[None]:
+def _named(source: str, max_pixels: int) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
         raise ValueError(f"{source} is missing; restore it, or remove it from the list") from None
     except _BOMB as error:
-        raise ValueError(f"{source} is over the limit of {MAX_PIXELS:,} pixels; scale it down") from error
+        raise ValueError(f"{source} is over the limit of {max_pixels:,} pixels; scale it down") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{source} is not an image ({_content(source)}); expected {', '.join(_FORMATS)}") from error
     except _BROKEN as error:
@@ -225,10 +232,10 @@ def _named(source: str) -> Iterator[None]:
         raise ValueError(f"{source} cannot be decoded: {reason}; restore or remove it") from error
 
 
-def _check_header(image: Image.Image, source: str) -> None:
+def _check_header(image: Image.Image, source: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{source} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; scale it down")
+    if width * height > max_pixels:
+        raise ValueError(f"{source} has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down")
     # An MPO is a phone's JPEG with previews or a depth map behind it: its first frame is the photo.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ValueError(
@@ -239,7 +246,11 @@ def _check_header(image: Image.Image, source: str) -> None:
 
 def _content(source: str) -> str:
     """What the file is instead, as far as its first bytes tell."""
-    head = read_bytes(source)[:16]
+    if split_source(source)[1] is None:
+        with Path(source).open("rb") as file:  # it may be of any size
+            head = file.read(16)
+    else:
+        head = read_bytes(source)[:16]
     if not head:
         return "it is empty"
     return "it is text" if head.isascii() and head.decode("ascii").isprintable() else f"it starts with {head[:4].hex()}"

@@ -47,6 +47,18 @@ class Latency(_LatencyConditions, total=False):
     """Timed repetitions."""
     noisy: bool
     """The machine was busy with something else."""
+    p99_ms: float
+    interval_ms: list[float]
+    """The median's 95 % interval. This and what follows is ``tasks.benchmark``'s."""
+    outliers: int
+    noise: list[str]
+    """Why it is noisy."""
+    file_mb: float
+    """Of what is shipped, decimal megabytes."""
+    peak_memory_mib: float | None
+    """Of a fresh process."""
+    stages_ms: dict[str, float]
+    """``decode``, ``resize``, ``network``, ``post-process`` and ``whole``, from a JPEG to predictions, a batch."""
 
 
 class _Required(TypedDict):

@@ -94,21 +94,35 @@ class Model(nn.Module):
         Returns:
             task -> prediction (see ``heads.Head``) without the batch dimension.
         """
-        if isinstance(image, str | Path):
-            image = decode(str(image))
-        pixels = (
-            torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
-        )
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
-            raise ValueError(
-                f"predict got {pixels.dtype} {tuple(pixels.shape)}; "
-                "expected uint8 RGB, an array [H, W, 3] or a tensor [3, H, W]"
-            )
+        pixels = as_pixels(image)
         size = (pixels.shape[-2], pixels.shape[-1])
         device = next(self.parameters()).device
-        seen = self.view({"image": tv_tensors.Image(pixels)})["image"].as_subclass(Tensor).to(device)
+        seen = self.fit(pixels).to(device)
         was_training = self.training
         self.eval()
         outputs = self(seen[None].float().div_(255))
         self.train(was_training)
         return {task: self.head(task).predict(output, [size])[0] for task, output in outputs.items()}
+
+    def fit(self, pixels: Tensor) -> Tensor:
+        """An image [3, H, W] uint8 as the network sees it: [3, *image_size] uint8."""
+        return self.view({"image": tv_tensors.Image(pixels)})["image"].as_subclass(Tensor)
+
+
+def as_pixels(image: str | Path | np.ndarray | Tensor) -> Tensor:
+    """An image in any form that ``predict`` takes, as a tensor [3, H, W] uint8.
+
+    Raises:
+        ValueError: neither a path nor uint8 RGB; or a file that cannot be decoded.
+    """
+    if isinstance(image, str | Path):
+        image = decode(str(image))
+    if isinstance(image, np.ndarray):  # torch warns of arrays that are read-only
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
+    pixels = image
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
+        raise ValueError(
+            f"predict got {pixels.dtype} {tuple(pixels.shape)}; "
+            "expected uint8 RGB, an array [H, W, 3] or a tensor [3, H, W]"
+        )
+    return pixels

@@ -1,0 +1,84 @@
+"""Which engine ``engine=auto`` takes: the fastest that proves, on the first images, to be the same model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from tasks.deploy import available
+from tasks.deploy.session import Runner, open_model
+from tasks.training.model import Model
+
+TOLERANCE = 1e-3
+"""Largest difference of a raw output between an engine and torch, relative to its largest value, 1 at least."""
+WORTH = 30.0
+"""Seconds of work in torch below which an export, which takes some ten seconds, costs more than it saves."""
+FAILURES = (ValueError, OSError, RuntimeError, ImportError)
+"""What comes of an engine that cannot run a model."""
+
+
+def choose(
+    model: Model, images: np.ndarray, threads: int | None, precision: str = "f32", count: int | None = None
+) -> tuple[Runner, list[str]]:
+    """The fastest installed engine that gives torch's outputs on some images and is no slower than torch.
+
+    Args:
+        model: in eval mode.
+        images: [B, 3, H, W] uint8 at the network's size: the first of those to come.
+        threads: of the engine; None: as many as there are cores.
+        precision: ``f32`` or ``bf16``; torch, which the others are compared with, has both.
+        count: how many images are to come; few are left to torch, which needs no export. None: many.
+    Returns:
+        The runner, and why it is this engine: one line each.
+    """
+    torch_runner = open_model(model, "torch", threads, precision)
+    expected, slow = torch_runner.run(images), quickest(torch_runner, images)
+    work = None if count is None else count * slow / len(images)
+    if work is not None and work < WORTH:
+        why = f"{count} image{'s' if count != 1 else ''} would not repay an export; engine={available()[0]} insists"
+        return torch_runner, [why]
+    notes: list[str] = []
+    for name in available():
+        if name == "torch":
+            break
+        try:
+            runner = open_model(model, name, threads, precision)
+            problem = difference(expected, runner.run(images)) or slower(quickest(runner, images), slow)
+        except FAILURES as error:
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if problem is None:
+            return runner, [*notes, "same outputs as torch on the first images"]
+        notes.append(f"{name} left out: {problem}")
+    return torch_runner, notes
+
+
+def quickest(runner: Runner, images: np.ndarray, times: int = 3) -> float:
+    """Seconds of the quickest of some runs, after a first one that does not count."""
+    runner.run(images)
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        runner.run(images)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def slower(seconds: float, torch_seconds: float) -> str | None:
+    """What to say of an engine that is slower than torch."""
+    if seconds <= torch_seconds:
+        return None
+    return f"slower than torch here ({1000 * seconds:.1f} against {1000 * torch_seconds:.1f} ms)"
+
+
+def difference(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> str | None:
+    """Where an engine's raw outputs part from torch's; None where they do not."""
+    for name, value in expected.items():
+        if name not in got or got[name].shape != value.shape:
+            return f"its output {name} is {got[name].shape if name in got else 'missing'}, torch's {value.shape}"
+        largest = float(np.abs(value.astype(np.float64) - got[name]).max(initial=0.0))
+        limit = TOLERANCE * max(1.0, float(np.abs(value).max(initial=0.0)))
+        if not largest <= limit:
+            return f"its output {name} differs from torch's by {largest:.2g}, over {limit:.2g}"
+    return None

@@ -1,0 +1,96 @@
+"""ExecuTorch with XNNPACK, for phones: one batch size, one image size, raw outputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.deploy.graph import Graph
+from tasks.deploy.program import trace
+
+SUFFIX = ".pte"
+PACKAGES = ("executorch",)
+EXTRA = "executorch"
+PRECISIONS = ("f32",)
+FIXED = True
+
+ENTRY = "metadata"
+"""A second method of the program, which gives the metadata as the bytes of a JSON text."""
+
+
+class Session:
+    """See ``tasks.deploy.Session``."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        with quiet():
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime, Verification
+
+            self.library, self.threads = portable_lib, threads
+            self.program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
+            text = self.program.load_method(ENTRY).execute([])[0]
+            self.metadata: Mapping[str, Any] = json.loads(text.numpy().tobytes())
+            self.method = self.program.load_method("forward")
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``tasks.deploy.Session``."""
+        if self.library._threadpool_get_thread_count() != self.threads:  # one pool for the whole process
+            self.library._unsafe_reset_threadpool(self.threads)
+        outputs = self.method.execute([torch.from_numpy(image)])
+        return {name: value.numpy() for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
+
+
+def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
+    """See ``tasks.deploy.Engine``.
+
+    Raises:
+        ValueError: the form is more than ExecuTorch can.
+    """
+    if graph.form.batch is None or graph.form.dynamic_size:
+        raise ValueError("executorch takes one size and one number of images; set size=fixed and batch=1")
+    if any(name.endswith("/count") for name in graph.outputs):
+        raise ValueError("executorch has no operator for non-maximum suppression; export with postprocess=outside")
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        text = torch.frombuffer(bytearray(json.dumps(metadata).encode()), dtype=torch.uint8)
+        edge = to_edge_transform_and_lower(
+            trace(graph), partitioner=[XnnpackPartitioner()], constant_methods={ENTRY: text}
+        )
+        file.write_bytes(edge.to_executorch().buffer)
+
+
+def load(file: Path, threads: int, precision: str) -> Session:
+    """See ``tasks.deploy.Engine``."""
+    return Session(file, threads)
+
+
+def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
+    """Nothing: the layers are compiled away, see ``tasks.deploy.Engine``."""
+    return {}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's notices, which its C++ part writes to stderr itself; errors are exceptions."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    logging.getLogger("executorch").setLevel(logging.ERROR)
+    kept = os.dup(2)
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere:
+        warnings.simplefilter("ignore")
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,75 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from tasks.deploy import artefact, onnx
+from tasks.deploy.graph import INPUT, Graph
+
+SUFFIX = ".onnx"
+PACKAGES = ("onnxruntime", "onnx", "onnxscript")
+EXTRA = "export"
+PRECISIONS = ("f32",)
+
+BROKEN = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NotImplemented)
+"""What ONNX Runtime raises on a file that is none."""
+
+
+class Session:
+    """See ``tasks.deploy.Session``."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.metadata = artefact.unpack(session.get_modelmeta().custom_metadata_map)
+        self.names = [output.name for output in session.get_outputs()]
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``tasks.deploy.Session``."""
+        try:
+            return dict(zip(self.names, self.session.run(self.names, {INPUT: image}), strict=True))
+        except (state.Fail, state.InvalidArgument) as error:
+            raise RuntimeError(str(error)) from error
+
+
+def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
+    """See ``tasks.deploy.Engine``."""
+    onnx.write(graph, file, metadata)
+
+
+def load(file: Path, threads: int, precision: str) -> Session:
+    """See ``tasks.deploy.Engine``."""
+    try:
+        return Session(open_session(str(file), threads))
+    except BROKEN as error:
+        raise ValueError(f"{file} cannot be read by ONNX Runtime ({error}); export it again") from error
+
+
+def open_session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session with exactly so many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors are exceptions, too
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
+    """See ``tasks.deploy.Engine``."""
+    import onnx as format_
+
+    proto = format_.load(file)
+    inside = artefact.unpack({entry.key: entry.value for entry in proto.metadata_props})["layers"]
+    present = {value for node in proto.graph.node for value in node.output}
+    wanted = {name: value for name, value in inside.items() if value in present}
+    already = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(format_.ValueInfoProto(name=value) for value in {*wanted.values()} - already)
+    session = open_session(proto.SerializeToString(), 1)
+    values = list(wanted.values())
+    return dict(zip(wanted, session.run(values, {INPUT: image}), strict=True))

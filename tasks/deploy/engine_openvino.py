@@ -1,0 +1,101 @@
+"""OpenVINO on the CPU; a file is a pair, ``.xml`` with the graph and ``.bin`` with the weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from tasks.deploy import onnx
+from tasks.deploy.graph import Graph
+
+SUFFIX = ".xml"
+PACKAGES = ("openvino", "onnx", "onnxscript")
+EXTRA = "openvino"
+PRECISIONS = ("f32", "bf16")
+
+
+ENTRY = ("mobilenetv3_bench", "metadata")
+"""Of the metadata, in the model's rt_info."""
+
+
+class Session:
+    """See ``tasks.deploy.Session``."""
+
+    def __init__(self, compiled: openvino.CompiledModel, metadata: Mapping[str, Any]) -> None:
+        self.compiled, self.metadata = compiled, metadata
+        self.request = compiled.create_infer_request()
+        self.names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``tasks.deploy.Session``."""
+        found = self.request.infer([image], share_inputs=True)  # outputs are copied: the next run reuses their memory
+        return dict(zip(self.names, found.values(), strict=True))
+
+
+def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
+    """See ``tasks.deploy.Engine``."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        layers = onnx.write(graph, source, {})
+        model = openvino.convert_model(source)
+    model.set_rt_info(json.dumps({**metadata, "layers": layers}), list(ENTRY))
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def load(file: Path, threads: int, precision: str) -> Session:
+    """See ``tasks.deploy.Engine``."""
+    model = read(file)
+    return Session(compile_model(model, threads, precision), metadata_of(model))
+
+
+def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
+    """See ``tasks.deploy.Engine``."""
+    model = read(file)
+    present = {name for op in model.get_ops() for output in op.outputs() for name in output.get_names()}
+    wanted = {name: value for name, value in metadata_of(model)["layers"].items() if value in present}
+    already = {name for output in model.outputs for name in output.get_names()}
+    model.add_outputs(sorted({*wanted.values()} - already))
+    found = compile_model(model, 1, precision)([image])
+    by_name = {name: found[output] for output in found for name in output.get_names()}
+    return {name: by_name[value] for name, value in wanted.items()}
+
+
+def read(file: Path) -> openvino.Model:
+    """A file's model.
+
+    Raises:
+        ValueError: it cannot be read, or the weights are missing.
+    """
+    if not file.with_suffix(".bin").is_file():
+        raise ValueError(
+            f"{file.with_suffix('.bin')} is missing; it holds the weights of {file.name}: keep the two together"
+        )
+    try:
+        return openvino.Core().read_model(file)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} cannot be read by OpenVINO ({str(error).splitlines()[-1]}); export it again"
+        ) from error
+
+
+def metadata_of(model: openvino.Model) -> dict[str, Any]:
+    """What ``export`` wrote beside the graph; empty where another program wrote the file."""
+    path = list(ENTRY)
+    return json.loads(model.get_rt_info(path).astype(str)) if model.has_rt_info(path) else {}
+
+
+def compile_model(model: openvino.Model, threads: int, precision: str) -> openvino.CompiledModel:
+    """The model made ready for one request at a time."""
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    return openvino.Core().compile_model(model, "CPU", settings)

@@ -1,0 +1,96 @@
+"""torch.export: the graph of the model's operators, run by torch; needs no source of the model."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from tasks.deploy.engine_torch import as_array
+from tasks.deploy.graph import Graph
+from tasks.deploy.program import trace
+
+SUFFIX = ".pt2"
+PACKAGES = ("torch",)
+EXTRA = None
+PRECISIONS = ("f32", "bf16")
+
+ENTRY = "mobilenetv3_bench.json"
+"""Of the metadata, among the file's extra files."""
+
+
+class Session:
+    """See ``tasks.deploy.Session``."""
+
+    def __init__(self, program: ExportedProgram, metadata: Mapping[str, Any], threads: int, precision: str) -> None:
+        self.module = program.module()
+        self.metadata = metadata
+        self.threads, self.half = threads, precision == "bf16"
+
+    @torch.inference_mode()
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``tasks.deploy.Session``."""
+        if torch.get_num_threads() != self.threads:  # one number for the whole process
+            torch.set_num_threads(self.threads)
+        pixels = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            outputs = self.module(pixels)
+        return {name: as_array(value) for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
+
+
+def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
+    """See ``tasks.deploy.Engine``."""
+    torch.export.save(trace(graph), file, extra_files={ENTRY: json.dumps(metadata)})
+
+
+def load(file: Path, threads: int, precision: str) -> Session:
+    """See ``tasks.deploy.Engine``."""
+    return Session(*read(file), threads, precision)
+
+
+def read(file: Path) -> tuple[ExportedProgram, dict[str, Any]]:
+    """A file's program and metadata.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    extra: dict[str, Any] = {ENTRY: ""}
+    try:
+        program = torch.export.load(file, extra_files=extra)
+    except (RuntimeError, zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{file} cannot be read as a program of torch.export ({error}); export it again") from error
+    return program, json.loads(extra[ENTRY] or "{}")
+
+
+def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
+    """See ``tasks.deploy.Engine``."""
+    recorder = Recorder(read(file)[0].module())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        recorder.run(torch.from_numpy(image))
+    return recorder.seen
+
+
+class Recorder(Interpreter):
+    """Runs a graph and keeps what each module's last operator gives."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__(module)
+        self.seen: dict[str, np.ndarray] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """One operator."""
+        found = super().run_node(n)
+        if isinstance(found, torch.Tensor):
+            for scope, _ in n.meta.get("nn_module_stack", {}).values():
+                name = re.sub(r"@\d+", "", scope)  # how a module's second call is named
+                if name.startswith("model."):
+                    self.seen[name.removeprefix("model.")] = as_array(found).copy()  # the next may work in place
+        return found

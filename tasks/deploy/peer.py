@@ -1,0 +1,335 @@
+"""The suite's own speed against torchvision's: each side in a process of its own, the two stepping in turn.
+
+Own processes keep one side's memory settings, threads and caches from the other; only one works at a time. This file is
+free of torch; what the processes do is in ``peer_training``, ``peer_images`` and ``peer_scoring``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.benchmark import Options
+from tasks.cli import suggest
+from tasks.deploy import available, facts, machine, timing
+from tasks.deploy.cases import cores, engines_of
+from tasks.deploy.progress import Progress, show
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    title: str
+    module: str
+    """Of ``tasks.deploy``, where both sides' work is."""
+    peer: str
+    target: float
+    """How many times as fast as the peer it is to be."""
+    rounds: int
+    tolerance: float
+    """Largest difference of what both sides give; relative where that is above 1."""
+    window: int = 3
+    """Rounds whose medians end the warm-up; 0: no warm-up, for what takes a minute."""
+    prime: bool = True
+
+
+STEP, IMAGE = "peer_training", "peer_images"
+ROWS = {
+    "step_large": Row("training step, V3-Large 224, batch 32", STEP, "torchvision, contiguous, SGD", 2.2, 15, 1e-5, 2,
+                      False),
+    "step_small": Row("training step, V3-Small 224, batch 32", STEP, "torchvision, contiguous, SGD", 2.2, 20, 1e-5, 2,
+                      False),
+    "step_large_whole": Row("the same, Large, as tasks.classify trains by default: AdamW, clipping, moving average",
+                            STEP, "torchvision, contiguous, SGD", 2.2, 10, 1e-5, 2, False),
+    "step_ssdlite": Row("training step, SSDLite 320, batch 16, matching and loss", STEP,
+                        "torchvision ssdlite320, channels last, SGD", 1.5, 15, 1e-5, 2, False),
+    "post_peaked": Row("post-processing, 91 classes x 3,234 boxes, batch 8, peaked scores", IMAGE,
+                       "torchvision SSD.postprocess_detections", 10, 30, 0),
+    "post_dense": Row("post-processing, the same, dense scores", IMAGE, "torchvision SSD.postprocess_detections", 10,
+                      20, 0),
+    "image_detect": Row("one image, detections out (320, decoded image in, peaked scores)", IMAGE,
+                        "torchvision ssdlite320, eager", 10, 50, 1e-3),
+    "image_classify": Row("one image, class out (224 of 256)", IMAGE, "torchvision V3-Large, eager", 4, 100, 1e-3),
+    "image_mask": Row("one image, mask out (512)", IMAGE, "torchvision LR-ASPP, eager", 5, 50, 1e-2),
+    "predict": Row("predict's loop, V3-Small 224: batching, network, post-processing (decoding is other threads')",
+                   IMAGE, "the bare engine call", 1 / 1.15, 50, float("inf")),
+    "predict_files": Row("the same from JPEG files of 640 x 480, decoding and resizing ahead of the network included",
+                         IMAGE, "the bare engine call", 1 / 1.15, 30, float("inf")),
+    "coco": Row("COCO scoring, 100 detections an image, loading included", "peer_scoring", "pycocotools", 10, 1, 1e-9,
+                0, False),
+    "coco_faster": Row("COCO scoring, the same", "peer_scoring", "faster-coco-eval", 1, 3, 1e-9, 0, False),
+    "input_bccd": Row("training step fed by our loader, BCCD, detection augmentation", STEP,
+                      "our step on one batch in memory", 0.9, 8, float("inf"), 1, False),
+    "input_camvid": Row("training step fed by our loader, CamVid, segmentation augmentation", STEP,
+                        "our step on one batch in memory", 0.9, 8, float("inf"), 1, False),
+}  # fmt: skip
+USUAL = [name for name in ROWS if name not in ("coco_faster", "predict_files")]
+"""The rows measured unless others are asked for."""
+
+
+class Side:
+    """A process that does one side's work, a turn whenever it is told to.
+
+    Args:
+        row: a key of ``ROWS``.
+        side: ``ours`` or ``theirs``.
+        asked: what the work needs to know, plain data.
+        threads: torch's, OpenMP's and the engine's.
+    Raises:
+        ValueError: the process says what is missing, or ends.
+    """
+
+    def __init__(self, row: str, side: str, asked: dict[str, Any], threads: int) -> None:
+        words = {"row": row, "side": side, "module": ROWS[row].module, "threads": threads, **asked}
+        words["prime"] = ROWS[row].prime
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        root = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        self.name = f"{side} of {row}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.deploy.peer_worker", json.dumps(words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.check: list[float] | str = ""
+        self.items = 1.0
+        self.detail = ""
+
+    def start(self) -> None:
+        """Wait until it is ready; two that start at once would only disturb each other."""
+        ready = self.answer()
+        self.check, self.items, self.detail = ready["check"], ready["items"], ready["detail"]
+
+    def turn(self) -> float:
+        """Milliseconds of one turn."""
+        assert self.process.stdin
+        with suppress(BrokenPipeError):  # it has ended: its answer says so
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        answer = self.answer()
+        self.check = answer.get("check", self.check)
+        return float(answer["ms"])
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise ValueError(f"the process for {self.name} ended ({self.process.wait()}); its message stands above")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found
+
+    def stop(self) -> None:
+        """End it; it is told by its closed input, and by a signal if it does not listen."""
+        assert self.process.stdin
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Outcome(NamedTuple):
+    """A row with what was measured."""
+
+    name: str
+    times: timing.Timings
+    """Columns: ours, theirs; milliseconds a turn."""
+    items: tuple[float, float]
+    """Images a turn of each side."""
+    apart: float | None
+    """Largest difference between the sides' results; None where they have nothing to compare."""
+    noise: list[str]
+    detail: str
+
+
+def work(options: Options) -> int:
+    """Measure the rows asked for, print the table as it grows complete. Returns the exit code."""
+    rows = chosen(options.rows)
+    for key in ("threads", "batch", "engine"):
+        if len(getattr(options, key) or []) > 1:
+            raise ValueError(f"peer takes one {key} at a time: every row is measured under one set of conditions")
+    engine = (engines_of(options.engine, []) if options.engine else available())[0]
+    count = (options.threads or [cores()])[0]
+    asked = {
+        "engine": engine,
+        "batch": options.batch[0] if options.batch != [1] else None,
+        "roots": {"bccd": options.bccd, "camvid": options.camvid},
+        "images": options.images,
+    }
+    progress, watch = Progress(len(rows)), machine.Watch()
+    outcomes: list[Outcome] = []
+    left_out: list[str] = []
+    interrupted = False
+    for name in rows:
+        try:
+            outcomes.append(measure_row(name, asked, count, options.rounds, progress))
+        except ValueError as error:
+            left_out.append(f"{name}: {error}")
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        finally:
+            progress.clear()
+        if outcomes and outcomes[-1].name == name:
+            print(f"{name}: {speed_text(outcomes[-1])}", file=sys.stderr, flush=True)
+            if outcomes[-1].times.interrupted:
+                interrupted = True
+                break
+        progress.step()
+    show([*table(outcomes), "", *notes(outcomes, left_out, count, engine, watch.load(), asked)], options.out)
+    return 130 if interrupted else 1 if left_out or any(not agrees(one) for one in outcomes) else 0
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The rows asked for, ``*`` allowed.
+
+    Raises:
+        ValueError: one that does not exist; ``?`` lists them.
+    """
+    if names is None:
+        return USUAL
+    found = []
+    for name in names:
+        fitting = fnmatch.filter(ROWS, name) if name != "?" else []
+        if not fitting:
+            listed = "\n".join(f"  {key:18s}{row.title} | {row.peer}" for key, row in ROWS.items())
+            raise ValueError(f"rows={name}: there is no such row{suggest(name, ROWS)}; there are\n{listed}")
+        found += fitting
+    return list(dict.fromkeys(found))
+
+
+def measure_row(name: str, asked: dict[str, Any], threads: int, rounds: int | None, progress: Progress) -> Outcome:
+    """Start both sides, let them step in turn.
+
+    Raises:
+        ValueError: a side cannot run here.
+    """
+    row = ROWS[name]
+    sides: list[Side] = []
+    progress.say(f"{name}: starting both sides", force=True)
+    try:
+        for side in ("ours", "theirs"):
+            sides.append(Side(name, side, asked, threads))
+            sides[-1].start()
+        watch = machine.Watch()
+        count = rounds or row.rounds
+
+        def on_round(done: int, total: int) -> None:
+            progress.say(f"{name}: round {done} of {total}", part=done / total)
+
+        times = timing.measure(
+            {"ours": sides[0].turn, "theirs": sides[1].turn},
+            count,
+            least=min(count, 10),
+            window=row.window,
+            warmup=10 if row.window else 0,
+            on_round=on_round,
+        )
+        if not len(times.ms):
+            raise KeyboardInterrupt
+        noise = machine.noise(watch.load(), times.ms[:, 0] / times.ms[:, 1])
+        detail = "; ".join(dict.fromkeys(side.detail for side in sides if side.detail))
+        return Outcome(
+            name, times, (sides[0].items, sides[1].items), difference(*(s.check for s in sides)), noise, detail
+        )
+    finally:
+        for one in sides:
+            one.stop()
+
+
+def difference(ours: list[float] | str, theirs: list[float] | str) -> float | None:
+    """Between two results: numbers by their largest difference, digests by being equal or not."""
+    if not ours or not theirs:
+        return None
+    if isinstance(ours, str) or isinstance(theirs, str) or len(ours) != len(theirs):
+        return 0.0 if ours == theirs else float("inf")
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=True))
+
+
+def agrees(one: Outcome) -> bool:
+    """Whether both sides gave the same."""
+    return one.apart is None or one.apart <= ROWS[one.name].tolerance
+
+
+HEADER = ("row", "work", "ours", "peer", "theirs", "times as fast [95 %]", "quartiles", "to reach", "reached", "n",
+          "same result", "")  # fmt: skip
+
+
+def speed_of(one: Outcome) -> timing.Ratio:
+    """How many times as fast ours is, by the rounds' ratios of time for an image."""
+    ours, theirs = one.times.ms[:, 0] / one.items[0], one.times.ms[:, 1] / one.items[1]
+    return timing.compare(theirs, ours)
+
+
+def speed_text(one: Outcome) -> str:
+    """``2.31x [2.25, 2.36]``."""
+    speed = speed_of(one)
+    spread = f" [{speed.low:.2f}, {speed.high:.2f}]" if speed.n >= 6 else " (no interval)"
+    return f"{speed.median:.2f}x{spread}"
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Markdown."""
+    lines = [f"| {' | '.join(HEADER)} |", "|" + " --- |" * len(HEADER)]
+    for one in outcomes:
+        row, speed = ROWS[one.name], speed_of(one)
+        cells = [one.name, row.title, work_text(one, 0), row.peer, work_text(one, 1), speed_text(one)]
+        cells += [f"{speed.q1:.2f} to {speed.q3:.2f}", f"{row.target:.2f}x", reached(speed, row), str(speed.n)]
+        same = "-" if one.apart is None else f"{'yes' if agrees(one) else 'NO'} ({one.apart:.1e})"
+        lines.append(f"| {' | '.join([*cells, same, 'noisy' if one.noise else ''])} |")
+    return lines
+
+
+def work_text(one: Outcome, side: int) -> str:
+    """Median of a turn, and the rate where a turn is more than one image."""
+    ms = timing.summarise(one.times.ms[:, side]).median
+    text = f"{ms / 1000:.2f} s" if ms >= 10_000 else f"{ms:.2f} ms"
+    return f"{text} ({1000 * one.items[side] / ms:.1f} img/s)" if one.items[side] > 1 else text
+
+
+def reached(speed: timing.Ratio, row: Row) -> str:
+    """Whether the target lies below the interval, in it, or above."""
+    if speed.n < 6:
+        return "yes" if speed.median >= row.target else "no"
+    if speed.low >= row.target:
+        return "yes"
+    return "within the spread" if speed.high >= row.target else "no"
+
+
+def notes(
+    outcomes: Sequence[Outcome],
+    left_out: Sequence[str],
+    threads: int,
+    engine: str,
+    load: machine.Load,
+    asked: dict[str, Any],
+) -> list[str]:
+    """The conditions."""
+    packages = ["pycocotools", "faster-coco-eval", *facts(engine)["PACKAGES"]]
+    lines = [
+        *machine.in_words([threads], packages),
+        load.in_words(),
+        "how       each side in its own process, in turn, order drawn each round; ours keeps freed memory (mallopt), "
+        "theirs has the system's default; times as fast: median of the rounds' ratios",
+        f"engine    {engine} (rows image_* and predict)",
+    ]
+    if asked["batch"]:
+        lines.append(f"trial     batch={asked['batch']} instead of the rows' own: not the table's numbers")
+    for one in outcomes:
+        lines += [f"{one.name}: {one.detail}"] if one.detail else []
+        lines += [f"{one.name}: noisy, {'; '.join(one.noise)}"] if one.noise else []
+        lines += [f"{one.name}: warm-up ended by its limit, not by its rule"] if not one.times.steady else []
+    return lines + [f"left out  {line}" for line in left_out]

@@ -1,0 +1,275 @@
+"""A trained model in the fastest engine that gives the same answers, and the stream of images through it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heads import Size
+from tasks.data.drawing import draw_scene
+from tasks.deploy.choice import choose
+from tasks.deploy.frames import Frame
+from tasks.deploy.session import Runner, open_file, open_model
+from tasks.reporting.overlay import Picture, picture
+from tasks.training.build import model_from_run
+from tasks.training.model import as_pixels
+
+AUTO = "auto"
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+STAGES = ("decode", "resize", "network", "post-process", "write")
+BATCH_PIXELS = 30_000_000
+"""A batch is closed once its originals have so many pixels together: results are of the originals' size."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Predictor:
+    """A model in an engine: an image in, predictions out.
+
+    Resizing and post-processing are torch's whatever the engine, so the process's torch gets the engine's threads.
+
+    Args:
+        runner: the engine with the model in it.
+        notes: why it is this engine, one line each.
+    """
+
+    def __init__(self, runner: Runner, notes: Sequence[str] = ()) -> None:
+        self.runner, self.notes = runner, list(notes)
+        torch.set_num_threads(runner.threads)
+        self.fixed: int | None = runner.metadata["batch"]
+        """Images that the engine takes at once; None: any number."""
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Task -> class names."""
+        return self.runner.classes
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """An image [H, W, 3] uint8 RGB as the network takes it: [3, *image_size] uint8."""
+        return self.runner.fit(image)
+
+    def predict(self, image: str | Path | np.ndarray | Tensor) -> dict[str, Any]:
+        """What the network sees on one image, in that image's own pixels; the same as ``Model.predict`` gives.
+
+        Args:
+            image: a path, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
+        Returns:
+            task -> prediction (see ``heads.Head``) without the batch dimension.
+        """
+        pixels = as_pixels(image)
+        size = (pixels.shape[1], pixels.shape[2])
+        found, _ = self.run([self.fit(pixels.movedim(0, -1).numpy())], [size])
+        return {task: predictions[0] for task, predictions in found.items()}
+
+    def run(self, fitted: Sequence[np.ndarray], sizes: list[Size]) -> tuple[dict[str, Any], float]:
+        """A batch through the network.
+
+        Args:
+            fitted: see ``fit``; no more than ``fixed``.
+            sizes: height and width of each original, px.
+        Returns:
+            task -> its head's predictions, in the originals' pixels; and the seconds that the engine took.
+        """
+        missing = (self.fixed or 0) - len(fitted)
+        if missing > 0:  # the engine's number is made up with an image that is forgotten again
+            fitted, sizes = [*fitted, *[fitted[-1]] * missing], [*sizes, *[(1, 1)] * missing]
+        batch = np.stack(fitted) if len(fitted) > 1 else fitted[0][None]
+        began = time.perf_counter()
+        outputs = self.runner.run(batch)
+        seconds = time.perf_counter() - began
+        return self.runner.finish(outputs, (batch.shape[2], batch.shape[3]), sizes), seconds
+
+
+@dataclass(slots=True)
+class Seen:
+    """An image on its way: first decoded, later predicted."""
+
+    frame: Frame
+    size: Size = (0, 0)
+    image: np.ndarray | None = None
+    """[3, H, W] uint8 at the network's size."""
+    shown: Picture | None = None
+    """To draw on."""
+    predictions: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    """Why there is nothing of it."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage -> its share of the time."""
+
+
+def open_predictor(
+    run: str | Path,
+    engine: str = AUTO,
+    threads: int | None = None,
+    precision: str = "f32",
+    images: Sequence[np.ndarray] | None = None,
+    count: int | None = None,
+) -> Predictor:
+    """A trained run, ready to predict.
+
+    Args:
+        run: a run folder, a checkpoint in one, or a file that ``python -m tasks.export`` wrote.
+        engine: by name, or ``auto``: see ``choose``. A written file brings its own.
+        threads: of the engine; None: as many as there are cores.
+        precision: ``f32``, or ``bf16`` where engine and CPU have it.
+        images: [H, W, 3] uint8 each, for ``auto``'s check; None: a drawn scene.
+        count: how many images are to come; None: many.
+    Raises:
+        FileNotFoundError: no such run.
+        ValueError: an engine that is unknown or not installed, or a damaged file.
+    """
+    path = Path(run).expanduser()
+    if path.is_file() and path.suffix not in CHECKPOINTS:
+        runner = open_file(path, threads, precision)
+        if engine not in (AUTO, runner.name):
+            raise ValueError(f"{path} is for the engine {runner.name}, not {engine}; leave engine= out")
+        return Predictor(runner, ["the file is for this engine"])
+    model = model_from_run(path).eval()
+    if engine != AUTO:
+        return Predictor(open_model(model, engine, threads, precision), [f"engine={engine} was asked for"])
+    scene = [draw_scene(0, 0, 0, max(model.image_size)).image] if images is None else images
+    batch = np.stack([model.fit(as_pixels(image)).numpy() for image in scene])
+    return Predictor(*choose(model, batch, threads, precision, count))
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, waiting: int
+) -> Generator[Result, None, None]:
+    """Work done by threads while the results before it are being used; in order, never more than ``waiting`` at once.
+
+    Closing the generator (or leaving its loop by an error) drops what has not begun and waits for what has.
+    """
+    pool = ThreadPoolExecutor(workers)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= waiting:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read(frame: Frame, fit: Callable[[np.ndarray], np.ndarray], draws: bool, forbidden: Path | None = None) -> Seen:
+    """Decode and fit one image; a bad one comes back with its problem. The full image is not kept.
+
+    Args:
+        frame: what to read.
+        fit: see ``Predictor.fit``.
+        draws: keep a picture to draw on.
+        forbidden: a folder that results go to: nothing in it is input.
+    """
+    began = time.perf_counter()
+    try:
+        if forbidden is not None and frame.source is not None and forbidden in frame.source.absolute().parents:
+            raise ValueError(f"{frame.source} lies in out=, it is a result; remove it from the list")
+        pixels = frame.load()
+    except (ValueError, OSError, MemoryError) as error:
+        return Seen(frame, problem=str(error) or type(error).__name__)
+    decoded = time.perf_counter()
+    image = fit(pixels)
+    fitted = time.perf_counter()
+    shown = picture(pixels) if draws else None
+    drawn = time.perf_counter() - fitted
+    seconds = {"decode": decoded - began, "resize": fitted - decoded, "write": drawn}
+    return Seen(frame, (pixels.shape[0], pixels.shape[1]), image, shown, seconds=seconds)
+
+
+def predicted(predictor: Predictor, items: Iterable[Seen], batch_size: int) -> Generator[Seen, None, None]:
+    """Images through the network, some at a time; those with a problem pass by."""
+    batch: list[Seen] = []
+    pixels = 0
+    most = min(batch_size, predictor.fixed or batch_size)
+    for seen in items:
+        if seen.problem is not None:
+            yield seen
+            continue
+        batch.append(seen)
+        pixels += seen.size[0] * seen.size[1]
+        if len(batch) >= most or pixels >= BATCH_PIXELS:
+            yield from _through(predictor, batch)
+            batch, pixels = [], 0
+    if batch:
+        yield from _through(predictor, batch)
+
+
+def _through(predictor: Predictor, batch: list[Seen]) -> list[Seen]:
+    began = time.perf_counter()
+    images = [seen.image for seen in batch if seen.image is not None]
+    found, network = predictor.run(images, [seen.size for seen in batch])
+    rest = time.perf_counter() - began - network
+    for i, seen in enumerate(batch):
+        seen.predictions = {task: predictions[i] for task, predictions in found.items()}
+        seen.image = None
+        seen.seconds |= {"network": network / len(batch), "post-process": rest / len(batch)}
+    return batch
+
+
+class Overhead(NamedTuple):
+    """What ``predict`` adds to an engine, milliseconds an image, medians of rounds that took turns."""
+
+    run_ms: float
+    """The bare engine: ``Runner.run`` on ready batches."""
+    predict_ms: float
+    """``Runner.predict`` on them: with post-processing in the originals' pixels."""
+    loop_ms: float
+    """The predictor's loop from fitted images to predictions: batching, network, post-processing, bookkeeping."""
+
+    @property
+    def ratio(self) -> float:
+        """The loop over the bare engine, minus 1: post-processing and everything else that is not the network."""
+        return self.loop_ms / self.run_ms - 1
+
+    @property
+    def loop_ratio(self) -> float:
+        """The loop over ``Runner.predict``, minus 1: what streaming adds to network and post-processing."""
+        return self.loop_ms / self.predict_ms - 1
+
+
+def overhead(predictor: Predictor, images: Sequence[np.ndarray], batch_size: int = 1, rounds: int = 20) -> Overhead:
+    """Measure what the predictor's loop costs beyond the engine.
+
+    Both sides start from images that are decoded and fitted to the network's size. Decoding, resizing, drawing and
+    writing, which other threads do meanwhile, are not in it; batching, post-processing and bookkeeping are.
+
+    Args:
+        predictor: with its engine.
+        images: [H, W, 3] uint8 each, at least ``batch_size``.
+        batch_size: images a call.
+        rounds: each measures bare engine, ``Runner.predict`` and loop one after the other.
+    """
+    runner = predictor.runner
+    frame = Frame("", "", lambda: images[0])
+    fitted = [predictor.fit(image) for image in images]
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    starts = range(0, len(fitted), batch_size)
+    batches = [np.stack(fitted[i : i + batch_size]) for i in starts]
+    batch_sizes = [sizes[i : i + batch_size] for i in starts]
+    taken = np.zeros((rounds + 1, 3))
+    for row in taken:
+        clock = [time.perf_counter()]
+        for batch in batches:
+            runner.run(batch)
+        clock.append(time.perf_counter())
+        for batch, originals in zip(batches, batch_sizes, strict=True):
+            runner.predict(batch, originals)
+        clock.append(time.perf_counter())
+        items = (Seen(frame, size, image) for image, size in zip(fitted, sizes, strict=True))
+        for _ in predicted(predictor, items, batch_size):
+            pass
+        clock.append(time.perf_counter())
+        row[:] = np.diff(clock)
+    run_ms, predict_ms, loop_ms = np.median(taken[1:], axis=0) * 1000 / len(images)  # the first round warms up
+    return Overhead(float(run_ms), float(predict_ms), float(loop_ms))

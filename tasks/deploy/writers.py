@@ -1,0 +1,321 @@
+"""What ``predict`` leaves behind: pictures, and the data beside them, written as it comes.
+
+Every file gets its name when it is whole. The lists (JSON, CSV) grow under a temporary name and are closed properly
+whatever ends the run, so that what was done is valid.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from PIL import Image
+
+from heads import Size
+from tasks.deploy.frames import Frame
+from tasks.reporting.drawing import as_array, colour
+from tasks.reporting.overlay import PALETTE_BYTES
+
+SKIPPED = "skipped.txt"
+
+_numbers = itertools.count()
+
+
+def put(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, then rename it; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{os.getpid()}-{next(_numbers)}.partial"  # short: a name may be as long as is allowed
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Growing:
+    """A text file that others see once it is whole.
+
+    Args:
+        path: of the file.
+        start, end: what stands around the rows.
+        between: two rows.
+    """
+
+    def __init__(self, path: Path, start: str = "", between: str = "", end: str = "") -> None:
+        self.path, self.between, self.end = path, between, end
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.rows = 0
+        self.file: TextIO = self.partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self.file.write(start)
+
+    def add(self, row: str) -> None:
+        """Append a row."""
+        self.file.write(self.between + row if self.rows else row)
+        self.rows += 1
+
+    def close(self, keep: bool) -> None:
+        """End the file; without ``keep`` nothing is left of it."""
+        try:
+            with self.file:
+                self.file.write(self.end)
+            if keep:
+                self.partial.replace(self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+class Ids:
+    """Ids of images and categories in a COCO file: of a data set's own annotations, else counted from 1.
+
+    Args:
+        classes: names by label.
+        annotations: a COCO JSON whose ``images`` and ``categories`` have the ids, or None.
+    Raises:
+        ValueError: no such file, or one that lacks a class.
+    """
+
+    def __init__(self, classes: Sequence[str], annotations: str | None) -> None:
+        self.categories = {label: label + 1 for label in range(len(classes))}
+        self.images: dict[str, int] = {}
+        self.count = 0
+        if annotations is None:
+            return
+        try:
+            content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+            known = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
+            self.images = {str(entry["file_name"]): int(entry["id"]) for entry in content["images"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"annotations={annotations} is no COCO file with images and categories ({type(error).__name__}: "
+                f"{error}); leave it out to count ids from 1"
+            ) from error
+        missing = [name for name in classes if name not in known]
+        if missing:
+            raise ValueError(f"annotations={annotations} has no category {missing[0]!r}, which the model predicts")
+        self.categories = {label: known[name] for label, name in enumerate(classes)}
+        self.count = max(self.images.values(), default=0)
+
+    def image(self, name: str) -> int:
+        """The id of an image, by its path, else by its file name, else the next free number."""
+        for key in (name, name.rpartition("/")[2]):
+            if key in self.images:
+                return self.images[key]
+        self.count += 1
+        return self.count
+
+
+class Writer(Protocol):
+    """Writes one task's predictions."""
+
+    def save(self, frame: Frame, prediction: Any) -> None:
+        """Write the image's own files; called from several threads."""
+        ...
+
+    def add(self, frame: Frame, size: Size, prediction: Any) -> None:
+        """Append to the lists; called in order."""
+        ...
+
+    def close(self, keep: bool) -> list[Path]:
+        """End the lists; without ``keep`` none is left. Returns what there is now."""
+        ...
+
+
+class Classes:
+    """``classes.csv``: file, then the best classes with their scores."""
+
+    def __init__(self, out: Path, classes: Sequence[str], _annotations: str | None) -> None:
+        self.classes, self.best = classes, min(5, len(classes))
+        self.list = Growing(out / "classes.csv")
+        self.rows = csv.writer(self.list.file)
+        self.rows.writerow(["file", *(f"{key}_{i + 1}" for i in range(self.best) for key in ("class", "score"))])
+
+    def save(self, frame: Frame, prediction: Any) -> None:
+        """Nothing: all is in the list."""
+
+    def add(self, frame: Frame, size: Size, prediction: Any) -> None:
+        """See ``Writer``."""
+        found = class_entries(prediction, self.classes, self.best)
+        self.rows.writerow([frame.name, *(entry[key] for entry in found for key in ("class", "score"))])
+
+    def close(self, keep: bool) -> list[Path]:
+        """See ``Writer``."""
+        self.list.close(keep)
+        return [self.list.path] if keep else []
+
+
+class Detections:
+    """``detections.json`` as COCO has results, and ``images.json``, which names images and categories by their ids.
+
+    Together they load as ``COCO("images.json").loadRes("detections.json")``.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], annotations: str | None) -> None:
+        self.classes, self.ids = classes, Ids(classes, annotations)
+        categories = [{"id": self.ids.categories[label], "name": name} for label, name in enumerate(classes)]
+        self.list = Growing(out / "detections.json", "[\n", ",\n", "\n]\n")
+        start = f'{{"categories": {json.dumps(categories)},\n"annotations": [],\n"images": [\n'
+        self.images = Growing(out / "images.json", start, ",\n", "\n]}\n")
+
+    def save(self, frame: Frame, prediction: Any) -> None:
+        """Nothing: all is in the lists."""
+
+    def add(self, frame: Frame, size: Size, prediction: Any) -> None:
+        """See ``Writer``."""
+        image = self.ids.image(frame.name)
+        entry = {"id": image, "file_name": frame.name, "height": size[0], "width": size[1]}
+        self.images.add(json.dumps(entry))
+        labels = as_array(prediction["labels"]).tolist()
+        for label, found in zip(labels, box_entries(prediction, self.classes), strict=True):
+            head = {"image_id": image, "file_name": frame.name, "category_id": self.ids.categories[label]}
+            self.list.add(json.dumps(head | found))
+
+    def close(self, keep: bool) -> list[Path]:
+        """See ``Writer``."""
+        self.list.close(keep)
+        self.images.close(keep)
+        return [self.list.path, self.images.path] if keep else []
+
+
+class Masks:
+    """``masks/<image>.png``: class indices under a palette; ``masks.json``: index, name and colour of the classes."""
+
+    def __init__(self, out: Path, classes: Sequence[str], _annotations: str | None) -> None:
+        self.out, self.classes = out, classes
+
+    def save(self, frame: Frame, prediction: Any) -> None:
+        """See ``Writer``."""
+        mask = Image.fromarray(as_array(prediction).astype(np.uint8, copy=False))
+        mask.putpalette(PALETTE_BYTES)
+        put(self.out / "masks" / f"{frame.stem}.png", lambda path: mask.save(path, "PNG", compress_level=3))
+
+    def add(self, frame: Frame, size: Size, prediction: Any) -> None:
+        """Nothing: each image has its own file."""
+
+    def close(self, keep: bool) -> list[Path]:
+        """See ``Writer``."""
+        if not keep:
+            return []
+        classes = [{"index": i, "name": name, "colour": colour(i)} for i, name in enumerate(self.classes)]
+        text = json.dumps({"classes": classes}, indent=1)
+        put(self.out / "masks.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        return [self.out / "masks", self.out / "masks.json"]
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[str], str | None], Writer]] = {
+    "classify": Classes,
+    "detect": Detections,
+    "segment": Masks,
+}
+"""task -> (out, classes, annotations) -> its writer."""
+
+
+class Output:
+    """All files of one run of ``predict``.
+
+    Args:
+        out: the folder; made when it is entered.
+        classes: task -> class names.
+        annotations: see ``Ids``.
+    """
+
+    def __init__(self, out: Path, classes: Mapping[str, Sequence[str]], annotations: str | None = None) -> None:
+        self.out, self.classes, self.annotations = out, classes, annotations
+        self.writers: dict[str, Writer] = {}
+        self.skipped: Growing | None = None
+        self.count = 0
+        self.drawn = False
+        self.files: list[Path] = []
+
+    def __enter__(self) -> Output:
+        try:
+            for task, names in self.classes.items():
+                self.writers[task] = WRITERS[task](self.out, names, self.annotations)
+            self.skipped = Growing(self.out / SKIPPED)
+        except (ValueError, OSError):
+            self.close()
+            raise
+        return self
+
+    def save(self, frame: Frame, predictions: Mapping[str, Any], drawing: Image.Image | None) -> None:
+        """Write an image's own files."""
+        if drawing is not None:
+            self.drawn = True
+            put(self.out / "drawn" / f"{frame.stem}.jpg", lambda path: drawing.save(path, "JPEG", quality=90))
+        for task, prediction in predictions.items():
+            self.writers[task].save(frame, prediction)
+
+    def add(self, frame: Frame, size: Size, predictions: Mapping[str, Any]) -> None:
+        """Append an image to the lists."""
+        for task, prediction in predictions.items():
+            self.writers[task].add(frame, size, prediction)
+        self.count += 1
+
+    def skip(self, reason: str) -> None:
+        """Note an image that nothing came of."""
+        if self.skipped is not None:
+            self.skipped.add(f"{reason}\n")
+
+    def contents(self) -> str:
+        """What there is in the folder: ``drawn, detections.json, images.json``."""
+        skipped = [SKIPPED] if self.skipped is not None and self.skipped.rows else []
+        return ", ".join([*(["drawn"] if self.drawn else []), *(path.name for path in self.files), *skipped])
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the lists; where no image went well none is left."""
+        for writer in self.writers.values():
+            self.files += writer.close(self.count > 0)
+        if self.skipped is not None:
+            self.skipped.close(self.skipped.rows > 0 and self.count > 0)
+            if self.count and not self.skipped.rows:  # of a run before
+                self.skipped.path.unlink(missing_ok=True)
+
+
+def class_entries(prediction: Any, classes: Sequence[str], best: int = 5) -> list[dict[str, Any]]:
+    """The best classes of an image, by falling score."""
+    scores = as_array(prediction)
+    order = np.argsort(-scores, kind="stable")[:best]
+    return [{"class": classes[i], "score": round(float(scores[i]), 5)} for i in order.tolist()]
+
+
+def box_entries(prediction: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The detections of an image as COCO has them: ``bbox`` is left, top, width, height in px."""
+    boxes, scores = as_array(prediction["boxes"]).astype(np.float64), as_array(prediction["scores"])
+    boxes = boxes.reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(as_array(prediction["labels"]).tolist(), boxes.round(2).tolist(), scores.tolist(), strict=True)
+    return [{"category_name": classes[label], "bbox": box, "score": round(score, 5)} for label, box, score in rows]
+
+
+def mask_entries(prediction: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes in a mask, each with its share of the image and its pixels as COCO's run lengths."""
+    from pycocotools import mask as coco_mask
+
+    mask = as_array(prediction)
+    counts = np.bincount(mask.reshape(-1), minlength=len(classes))
+    found = []
+    for label in np.flatnonzero(counts[: len(classes)]).tolist():
+        runs = coco_mask.encode(np.asfortranarray(mask == label, dtype=np.uint8))
+        runs["counts"] = runs["counts"].decode("ascii")
+        found.append({"class": classes[label], "share": round(float(counts[label] / mask.size), 5), "rle": runs})
+    return found
+
+
+ENTRIES: dict[str, Callable[[Any, Sequence[str]], Any]] = {
+    "classify": class_entries,
+    "detect": box_entries,
+    "segment": mask_entries,
+}
+"""task -> (prediction, classes) -> plain data, for one image as JSON."""

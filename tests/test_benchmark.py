@@ -1,0 +1,198 @@
+"""The benchmark's command, and what its parts say of known numbers. No test asserts a wall-clock time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures import ROOT, Command
+
+from tasks import benchmark, build
+from tasks.deploy import cases, peer, printed, roofline, timing
+from tasks.reporting.comparison import compare
+from tasks.reporting.ledger import read_ledger
+from tasks.reporting.results import read_records, write_record
+
+
+def test_help_and_mistakes_leave_torch_alone() -> None:
+    code = (
+        "import sys\nfrom tasks import benchmark\nfrom tasks.deploy import cases, machine, peer, printed, timing\n"
+        "cases.plan(benchmark.parse(['backbone=small', 'engine=torch', 'threads=1']))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bakcbone=small"], "did you mean 'backbone'"),
+        (["rofline"], "did you mean 'roofline'"),
+        (["backbone=smal"], "did you mean 'small'"),
+        (["engine=onnxruntim"], "did you mean 'onnxruntime'"),
+        (["task=detekt"], "did you mean 'detect'"),
+        (["backbone.widht=1"], "did you mean 'backbone.width'"),
+        (["threads=0"], "expected numbers above 0"),
+        (["threads=4096"], "this process may use"),
+        (["image_size=16"], "at least 32 px"),
+        (["backbone="], "is empty"),
+        (["small"], "nothing called 'small'"),
+        (["engine=torch", "precision=f16"], "no precision f16"),
+        (["peer=timm"], "expected peer=torchvision"),
+        (["run=nowhere"], "run=nowhere"),
+        (["memory=maybe"], "expected true or false"),
+        (["peer=torchvision", "photo=x.jpg"], "peer has no key 'photo'"),
+    ],
+)
+def test_a_mistake_says_how_to_mend_it(words: list[str], message: str) -> None:
+    with pytest.raises((ValueError, OSError)) as caught:
+        cases.plan(benchmark.parse(words))
+    assert message in str(caught.value)
+
+
+def test_command_answers_help_and_ends_with_an_error(command: Command) -> None:
+    assert "peer=torchvision" in command("benchmark", "--help").stdout
+    failed = command("benchmark", "backbone=smal", check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: there is no backbone 'smal'")
+    listed = command("benchmark", "peer=torchvision", "rows=?", check=False).stderr
+    assert all(name in listed for name in peer.ROWS)
+
+
+def test_every_combination_is_planned_once() -> None:
+    threads = [1, cases.cores()]
+    words = ["backbone=small,large", "width=0.75,1", "image_size=96,64x128", "engine=torch", "precision=f32,bf16"]
+    planned = cases.plan(benchmark.parse([*words, f"threads={','.join(map(str, threads))}", "batch=1,4"]))
+    assert len(planned.cases) == 2 * 2 * 2 * 2 * 2 * len(threads)
+    assert len(set(planned.cases)) == 64 * len(set(threads)) // 2
+    labels = [case.label for case in planned.cases]
+    assert any("small width=0.75 + pooled 64x128, torch bf16" in label for label in labels)
+    heads = [cases.network_of(task, ["backbone=small"]).overrides[-1] for task in ("classify", "detect", "segment")]
+    assert heads == ["head.num_classes=1000", "head.num_classes=90", "head.num_classes=19"]
+
+
+def test_a_sweep_leaves_a_table_and_records_that_compare_reads(command: Command, tmp_path: Path) -> None:
+    done = command(
+        "benchmark", "backbone=small", "engine=torch", "threads=1", "image_size=64", "rounds=8", "memory=false",
+        "out=table.md",
+    )  # fmt: skip
+    header, _, row = done.stdout.splitlines()[:3]
+    assert header.count("|") == row.count("|")
+    assert "python -m tasks.benchmark backbone=small" in (tmp_path / "table.md").read_text()
+    records, problems = read_records(tmp_path / "results.jsonl")
+    assert not problems
+    (record,) = records
+    latency = record["latency"]
+    assert latency is not None
+    assert (latency["engine"], latency["threads"], latency["batch_size"], latency["n"]) == ("torch", 1, 1, 8)
+    assert latency["stages_ms"].keys() == {"decode", "resize", "network", "post-process", "whole"}
+    trained = {**record, "metrics": {"top1": 0.5}, "latency": None, "run": "somewhere", "data": "imagenet"}
+    write_record(tmp_path / "results.jsonl", trained)
+    (table,) = compare(read_records(tmp_path / "results.jsonl")[0]).tables
+    assert table.rows[0].latency_ms == latency["median_ms"]
+
+
+def test_rows_of_peer_are_chosen_by_name_and_pattern() -> None:
+    assert peer.chosen(None) == peer.USUAL
+    assert peer.chosen(["post_*", "coco", "coco"]) == ["post_peaked", "post_dense", "coco"]
+    with pytest.raises(ValueError, match="did you mean 'step_small'"):
+        peer.chosen(["step_smal"])
+
+
+def outcome(ours: float, theirs: float, apart: float | None, n: int = 20) -> peer.Outcome:
+    noise = 1 + np.random.default_rng(0).normal(0, 0.01, (n, 2))
+    times = timing.Timings(("ours", "theirs"), np.array([ours, theirs]) * noise, 4, True)
+    return peer.Outcome("step_small", times, (32, 32), apart, [], "")
+
+
+def test_peers_are_judged_by_ratio_target_and_equal_results() -> None:
+    reached, missed = outcome(100, 300, 1e-7), outcome(100, 150, 1e-3)
+    lines = peer.table([reached, missed])
+    assert "| 3.0" in lines[2]
+    assert "| yes | 20 | yes (1.0e-07) |" in lines[2]
+    assert "| no | 20 | NO (1.0e-03) |" in lines[3]
+    assert peer.agrees(reached)
+    assert not peer.agrees(missed)
+    assert "320.0 img/s" in lines[2] or "32" in lines[2]
+
+
+def test_results_differ_by_their_largest_number_or_their_digest() -> None:
+    assert peer.difference([0.5, 200.0], [1.0, 201.0]) == pytest.approx(0.5)
+    assert peer.difference([100.0], [200.0]) == 0.5
+    assert peer.difference("ab", "ab") == 0
+    assert peer.difference("ab", "ac") == math.inf
+    assert peer.difference([1.0], [1.0, 2.0]) == math.inf
+    assert peer.difference("", []) is None
+
+
+def test_a_process_for_each_side_does_its_turns_and_ends() -> None:
+    pytest.importorskip("pycocotools")
+    sides = [peer.Side("coco", side, {"images": 3}, 1) for side in ("ours", "theirs")]
+    try:
+        for side in sides:
+            side.start()
+            assert side.turn() > 0
+        assert peer.difference(sides[0].check, sides[1].check) == pytest.approx(0, abs=1e-12)
+    finally:
+        for side in sides:
+            side.stop()
+    assert all(side.process.returncode == 0 for side in sides)
+
+
+def test_a_side_that_cannot_run_says_why() -> None:
+    side = peer.Side("input_bccd", "ours", {"images": 1, "roots": {"bccd": "/nowhere"}, "batch": 1}, 1)
+    try:
+        with pytest.raises(ValueError, match="/nowhere"):
+            side.start()
+    finally:
+        side.stop()
+
+
+def test_orderings_follow_the_print() -> None:
+    table = read_ledger(ROOT / "conf" / "ledger")["3"]
+    rows = {row.name: row for row in printed.rows_of(table)}
+    large, v2 = rows["V3-Large 1.0"], rows["V2 1.0"]  # 51 and 64 ms on Pixel 1
+    (pair, *_) = printed.judged(large, v2, table.devices, ours=0.8, different=True)
+    assert (pair.slower, pair.faster, pair.device, pair.verdict) == ("V2 1.0", "V3-Large 1.0", "Pixel 1", "holds")
+    assert pair.printed == pytest.approx(64 / 51)
+    assert pair.ours == pytest.approx(1.25)
+    assert printed.judged(large, v2, table.devices, 1.2, True)[0].verdict == "reversed"
+    assert printed.judged(v2, large, table.devices, 1.2, True)[0].verdict == "holds"
+    assert printed.judged(large, v2, table.devices, 1.2, False)[0].verdict == "not told apart"
+    assert printed.judged(large, large, table.devices, 1.0, False) == []
+
+
+def test_layers_add_up_to_the_network() -> None:
+    from tasks.reporting.costs import count
+
+    model = build("classify", ["backbone=small", "data=imagenet", "head.num_classes=10", "image_size=[64,64]"])
+    layers = roofline.measure_layers(model, torch.rand(1, 3, 64, 64), 1)
+    assert sum(layer.flops for layer in layers) == 2 * count(model, (64, 64)).madds
+    kinds = roofline.by_kind(layers)
+    assert {"depthwise 3x3", "convolution 1x1", "BatchNorm2d"} <= {layer.kind for layer in kinds}
+    stem = next(layer for layer in layers if layer.kind == "convolution 3x3")
+    assert stem.moved == 4 * (3 * 64 * 64 + 16 * 32 * 32 + 16 * 27)
+    peak = roofline.Peak(1e9, 1e9)
+    assert stem.share(peak) == pytest.approx(1000 * max(stem.flops, stem.moved) / 1e9 / stem.ms)
+    assert not model.training
+
+
+def test_peak_memory_is_the_fresh_process_own() -> None:
+    """A parent far larger than its child must not show in the child's peak."""
+    ballast = np.ones(400 * 2**20, np.uint8)
+    code = "from tasks.deploy.fresh import resident_peak; import json; print(json.dumps(resident_peak()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert 5 < json.loads(done.stdout) < len(ballast) / 2**20

@@ -1,0 +1,236 @@
+"""Every engine gives torch's outputs and, from a file alone, the heads' predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deploy_models import network, pictures, write_run
+
+from tasks import deploy
+from tasks.deploy import artefact, facts
+from tasks.deploy.graph import Form, Graph
+from tasks.deploy.parity import Difference, blocks
+from tasks.deploy.session import Runner, available, engine, engine_names, open_file, open_graph, open_model
+from tasks.training.build import OURS
+
+ENGINES = ("torch_export", "onnxruntime", "openvino")
+TASKS = ("classify", "detect", "segment", "multitask")
+BACKBONES = ("small", "large", "large_minimalistic", "mobilenetv2")
+SIZES = ((64, 96), (96, 64))
+MATRIX = [(task, backbone, size) for task in TASKS for backbone in BACKBONES for size in SIZES]
+
+
+def runners(graph: Graph, names: tuple[str, ...] = ENGINES, precision: str = "f32") -> Iterator[Runner]:
+    """The graph in every installed engine."""
+    for name in names:
+        if not deploy.lacking(name):
+            yield open_graph(graph, name, artefact.describe(graph, name, None, None), 1, precision, lambda item: item)
+
+
+def check_parity(task: str, backbone: str, size: tuple[int, int]) -> None:
+    graph = Graph(network(task, backbone, size), Form(size))
+    opened = list(runners(graph))
+    for count in (1, 4):
+        image = pictures(count, size)
+        wanted = graph.named(torch.from_numpy(image))
+        for runner in opened:
+            found = runner.run(image)
+            assert list(found) == list(wanted) == runner.metadata["outputs"]
+            for name, value in wanted.items():
+                difference = Difference(False)
+                difference.take(found[name], value.numpy())
+                assert difference.relative < 1e-4, (runner.name, name, difference)
+                assert found[name].dtype == value.numpy().dtype
+
+
+@pytest.mark.parametrize("case", [("multitask", "small", (64, 96)), ("classify", "mobilenetv2", (96, 64))])
+def test_outputs_are_torchs(case: tuple[str, str, tuple[int, int]]) -> None:
+    check_parity(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case[0]}-{case[1]}-{case[2][0]}x{case[2][1]}")
+def test_outputs_are_torchs_everywhere(case: tuple[str, str, tuple[int, int]]) -> None:
+    check_parity(*case)
+
+
+def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Predictions of two engines, but for the last bits."""
+    assert found.keys() == wanted.keys()
+    if "classify" in wanted:
+        torch.testing.assert_close(found["classify"], wanted["classify"], atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(found.get("detect", []), wanted.get("detect", []), strict=True):
+        assert len(ours["boxes"]) == len(theirs["boxes"])
+        torch.testing.assert_close(ours["scores"], theirs["scores"], atol=1e-5, rtol=1e-4)
+        assert (ours["labels"] == theirs["labels"]).float().mean() > 0.98
+        assert ((ours["boxes"] - theirs["boxes"]).abs().amax(1) < 0.1).float().mean() > 0.98
+    for ours, theirs in zip(found.get("segment", []), wanted.get("segment", []), strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours == theirs).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("name", ["torch", *ENGINES])
+def test_post_processing_inside_gives_the_heads_predictions(name: str) -> None:
+    if deploy.lacking(name):
+        pytest.skip(f"{name} is not installed")
+    model, size = network("multitask"), (64, 96)
+    image, sizes = pictures(2, size), [(64, 96), (64, 96)]
+    wanted = open_model(model, "torch", 1).predict(image, sizes)
+    runner = open_model(model, name, 1, batch=2, postprocess="inside")
+    same(runner.predict(image, sizes), wanted)
+    original = [(50, 40), (128, 200)]
+    detections = open_model(model, "torch", 1).predict(image, original)["detect"]
+    same({"detect": runner.predict(image, original)["detect"]}, {"detect": detections})
+
+
+def test_suppression_is_torchvisions_on_crowded_boxes() -> None:
+    from torchvision.ops import nms
+
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(5, 60, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 5 + 30 * torch.rand(5, 60, 2, generator=generator)], 2)
+    scores = torch.rand(5, 60, generator=generator).sort(descending=True).values
+    kept = torch.ops.mobilenetv3_bench.suppress(boxes, scores, 0.45, 0.2)
+    for i in range(5):
+        wanted = [j for j in nms(boxes[i], scores[i], 0.45).tolist() if scores[i, j] > 0.2]
+        assert kept[i].nonzero().flatten().tolist() == wanted
+        assert 1 < len(wanted) < 48
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_artefact_alone_predicts_as_the_run(name: str, tmp_path: Path) -> None:
+    if deploy.lacking(name):
+        pytest.skip(f"{name} is not installed")
+    from tasks import load
+    from tasks.training.checkpoint import BEST
+    from tasks.training.checkpoint import load as load_checkpoint
+
+    classes = ["heads.classify.num_classes=3", "heads.detect.num_classes=3", "heads.segment.num_classes=3"]
+    run = write_run(tmp_path / "run", "multitask", [*classes, "image_size=[64,96]", "evaluation.resize=squash"])
+    model = load(run)
+    graph = Graph(model, Form((64, 96), batch=1))
+    config = load_checkpoint(run / BEST)["config"]
+    file = tmp_path / f"alone{facts(name)['SUFFIX']}"
+    engine(name).export(graph, file, artefact.describe(graph, name, config, run / BEST))
+    (run / BEST).unlink()
+    runner = open_file(file, 1)
+    assert runner.metadata["checkpoint"]["sha256"]
+    assert runner.classes == model.classes
+    photo = pictures(1, (120, 80))[0].transpose(1, 2, 0)
+    found = runner.predict(runner.fit(photo)[None], [(120, 80)])
+    wanted = model.predict(photo)
+    same({"classify": found["classify"]}, {"classify": wanted["classify"][None]})
+    same(
+        {"detect": found["detect"], "segment": found["segment"]}, {key: [wanted[key]] for key in ("detect", "segment")}
+    )
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_layers_are_those_of_the_modules(name: str, tmp_path: Path) -> None:
+    if deploy.lacking(name):
+        pytest.skip(f"{name} is not installed")
+    graph = Graph(network("segment"), Form((64, 96), batch=2))
+    file, image = tmp_path / f"model{facts(name)['SUFFIX']}", pictures(2, (64, 96))
+    engine(name).export(graph, file, artefact.describe(graph, name, None, None))
+    found, wanted = engine(name).layers(file, image, "f32"), blocks(graph, image)
+    activations = [module for module in wanted if module.endswith((".act", ".gate"))]
+    assert len(set(activations) & found.keys()) > 20
+    for module in wanted.keys() & found.keys():
+        assert np.abs(found[module] - wanted[module]).max() <= 1e-3 * np.abs(wanted[module]).max(), module
+
+
+@pytest.mark.parametrize("name", ["torch", "torch_export", "openvino"])
+def test_bfloat16_is_near(name: str) -> None:
+    if deploy.lacking(name):
+        pytest.skip(f"{name} is not installed")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bfloat16")
+    graph, image = Graph(network("classify"), Form((64, 96), batch=2)), pictures(2, (64, 96))
+    (runner,) = runners(graph, (name,), "bf16")
+    exact, half = graph.named(torch.from_numpy(image))["classify"].numpy(), runner.run(image)["classify"]
+    assert half.dtype == np.float32
+    gap = np.abs(half - exact).max() / np.abs(exact).max()
+    assert 1e-6 < gap < 0.1, "not calculated in bf16, or far off"
+
+
+@pytest.mark.slow
+def test_dynamic_size_takes_other_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for task, head in (("segment", "lraspp_torchvision"), ("detect", "ssdlite")):
+        graph = Graph(network(task, "small", (64, 96), f"head={head}"), Form((64, 96), dynamic_size=True))
+        (runner,) = runners(graph, ("onnxruntime",))
+        for size in ((64, 96), (96, 128)):
+            image = pictures(2, size)
+            for name, wanted in graph.named(torch.from_numpy(image)).items():
+                np.testing.assert_allclose(runner.run(image)[name], wanted.numpy(), atol=1e-3, rtol=1e-3)
+
+
+def test_threads_are_the_engines_own() -> None:
+    runner, image = open_model(network("classify"), "torch", 2), pictures(1, (64, 96))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        runner.run(image)
+        assert torch.get_num_threads() == runner.threads == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_engines_are_found_by_their_files_and_named_by_speed() -> None:
+    assert {"torch", *ENGINES, "executorch"} <= set(engine_names())
+    installed = available()
+    assert "torch" in installed
+    assert sorted(installed, key=deploy.FASTEST_FIRST.index) == installed
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="did you mean 'onnxruntime'"):
+        engine("onnxruntim")
+    monkeypatch.setattr(deploy, "lacking", lambda name: ["openvino"] if name == "openvino" else [])
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[openvino\]"'):
+        engine("openvino")
+    with pytest.raises(ValueError, match="expected f32"):
+        open_model(network("classify"), "onnxruntime", precision="int4")
+    with pytest.raises(ValueError, match="expected outside or inside"):
+        open_model(network("classify"), "torch", postprocess="within")
+
+
+def test_files_of_others_are_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    with pytest.raises(FileNotFoundError, match=r"tasks\.export"):
+        open_file(tmp_path / "none.onnx")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"expected a file that ends in .*\.onnx"):
+        open_file(tmp_path / "model.bin")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_file(tmp_path / "broken.onnx")
+    graph = Graph(network("classify"), Form((64, 96), batch=1))
+    file = tmp_path / "model.onnx"
+    engine("onnxruntime").export(graph, file, artefact.describe(graph, "onnxruntime", None, None))
+    with pytest.raises(ValueError, match="says nothing of its heads"):
+        open_file(file)
+    proto = onnx.load(file)
+    evil = {"heads": {"classify": {"_target_": "os.system", "_partial_": True}}, "evaluation": {"_target_": "tasks.x"}}
+    del proto.metadata_props[:]
+    kept = artefact.describe(graph, "onnxruntime", None, None)
+    for key, text in artefact.pack({**kept, **evil}).items():
+        proto.metadata_props.add(key=key, value=text)
+    onnx.save(proto, file)
+    with pytest.raises(ValueError, match=rf"would run os\.system; expected parts of {OURS[0]}"):
+        open_file(file)
+
+
+def test_executorch_runs_the_same_model(tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="the extra executorch is not installed")
+    graph = Graph(network("classify"), Form((64, 96), batch=1))
+    (runner,) = runners(graph, ("executorch",))
+    image = pictures(1, (64, 96))
+    np.testing.assert_allclose(
+        runner.run(image)["classify"], graph.named(torch.from_numpy(image))["classify"].numpy(), atol=1e-5, rtol=1e-4
+    )

@@ -1,0 +1,181 @@
+"""The export command: what it leaves, that a wrong graph does not pass, that mistakes are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from deploy_models import TINY_SCENES, write_run
+from fixtures import ROOT, Command
+from omegaconf import OmegaConf
+from PIL import Image
+
+from tasks.cli import compose
+from tasks.deploy import engine, export, parity
+from tasks.deploy.session import open_file
+
+SIZE = ["image_size=[64,64]", "workers=0"]
+PROBE = """
+import sys
+from importlib import import_module
+sys.argv = ["tasks.export", *{words!r}]
+try:
+    import_module("tasks.export").main()
+except SystemExit as stop:
+    code = stop.code
+else:
+    code = 0
+print("CODE", code, "TORCH", "torch" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder."""
+    return write_run(tmp_path_factory.mktemp("classify") / "run", "classify", [*TINY_SCENES, *SIZE])
+
+
+def settings(run: Path, *overrides: str) -> Any:
+    """The config of an export of a run."""
+    return compose("export", [f"run={run}", "threads=1", *overrides])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["engin=openvino"], ["tol.metrik=1"]])
+def test_answers_without_torch(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(words=words)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "TORCH False" in done.stdout, done.stdout + done.stderr
+    assert ("CODE 0" in done.stdout) == words[0].startswith("--")
+    assert words[0].startswith("--") or "did you mean" in done.stderr
+
+
+def test_the_command_ends_with_three_lines_that_run(command: Command, voc: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = write_run(tmp_path / "run", "detect", ["data=voc", f"data.root={voc}", *SIZE])
+    done = command("export", "run=run", "engine=onnxruntime", "threads=1")
+    assert "run/export/onnxruntime.onnx" in done.stdout
+    assert "detect/cls" in done.stdout
+    assert not done.stderr.strip(), "libraries keep quiet"
+    assert {path.name for path in (run / "export").iterdir()} == {"onnxruntime.onnx"}
+    Image.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(tmp_path / "photo.jpg")
+    lines = [line.strip() for line in done.stdout.split("run it\n")[1].splitlines()[:3]]
+    code = "\n".join(lines)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "boxes" in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch_export"])
+def test_other_engines_pass_the_gate(classifier: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch" if name == "torch_export" else name)
+    file = export.run(settings(classifier, f"engine={name}", "limit=3", "image_size=[96,64]"))
+    assert file.parent == classifier / "export"
+    assert file.stem == f"{name}_96x64"
+    assert "on 3 images of scenes val" in capsys.readouterr().out
+    assert open_file(file, 1).image_size == (96, 64)
+
+
+@pytest.mark.parametrize(("name", "place"), [("onnxruntime", 0), ("onnxruntime", 9), ("openvino", 9)])
+def test_a_swapped_activation_is_caught_and_named(
+    classifier: Path, name: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip(name)
+    from tasks.deploy import onnx
+
+    swapped = []
+    write = onnx.write
+
+    def faulty(*arguments: Any) -> Any:
+        layers = write(*arguments)
+        file = arguments[1]
+        proto = pytest.importorskip("onnx").load(file)
+        node = [node for node in proto.graph.node if node.op_type == "HardSwish"][place]
+        node.op_type = "HardSigmoid"
+        pytest.importorskip("onnx").save(proto, file)
+        swapped.append(max((key for key, value in layers.items() if value == node.output[0]), key=len))
+        return layers
+
+    monkeypatch.setattr(onnx, "write", faulty)
+    out = tmp_path / f"model{engine(name).SUFFIX}"
+    with pytest.raises(ValueError, match="is not the same model") as error:
+        export.run(settings(classifier, f"engine={name}", f"out={out}", "batch=2"))
+    assert f"They part at {swapped[0]} (Hardswish)" in str(error.value)
+    assert not out.exists()
+    assert out.with_name(f"model.failed{out.suffix}").exists()
+
+
+def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = write_run(tmp_path / "run", "segment", [*TINY_SCENES, *SIZE, "head=lraspp"])
+    with pytest.raises(ValueError, match="size=fixed image_size="):
+        export.run(settings(run, "size=dynamic", "limit=1"))
+    assert not list((run / "export").iterdir())
+
+
+def test_a_metric_that_differs_is_not_passed() -> None:
+    close = parity.Difference(False, 1e-6, 1.0)
+    found = parity.Comparison({"classify": close}, {"top1": 0.79}, {"top1": 0.80}, ["top1"], 100, np.zeros(1))
+    assert parity.verdict(found, "f32", None, 0.02) == []
+    assert parity.verdict(found, "f32", None, 0.001) == ["top1 is 0.7900, in torch 0.8000 (0.001 allowed)"]
+    broken = parity.Difference(False)
+    broken.take(np.array([np.nan]), np.array([1.0]))
+    assert "x differs: inf" in parity.verdict(found._replace(differences={"x": broken}), "f32", None, 1)[0]
+
+
+def test_all_tasks_at_once_inside_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    run = write_run(tmp_path / "run", "multitask", [*TINY_SCENES, *SIZE])
+    file = export.run(settings(run, "engine=onnxruntime", "postprocess=inside", "batch=2"))
+    assert file.name == "onnxruntime_inside.onnx"
+    said = capsys.readouterr().out
+    for name in ("classify/top1", "detect/map", "segment/miou", "detect/boxes"):
+        assert name in said
+    runner = open_file(file, 1)
+    assert runner.run(np.zeros((2, 3, 64, 64), np.uint8))["segment"].shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "run is not set"),
+        (["run=nowhere"], "there is no run folder nowhere"),
+        (["run=x", "engine=onnxruntim"], "did you mean 'onnxruntime'?"),
+        (["run=x", "engine=torch"], "writes no file"),
+        (["run=x", "size=fixd"], "expected fixed or dynamic"),
+        (["run=x", "precision=bf17"], "precision=bf17"),
+        (["run=x", "batch=0"], "batch is 0"),
+        (["run={run}", "postprocess=within"], "expected outside or inside"),
+        (["run={run}", "out=model.pt"], "end in .onnx"),
+        (["run={run}", "image_size=16"], "at least 32 px"),
+    ],
+)
+def test_mistakes_are_named(classifier: Path, words: list[str], message: str) -> None:
+    pytest.importorskip("onnxruntime")
+    config = compose("export", [word.format(run=classifier) for word in words])
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        export.run(config)
+    assert message in str(error.value)
+
+
+def test_a_run_that_names_foreign_readers_is_refused(classifier: Path, tmp_path: Path) -> None:
+    from tasks.training import checkpoint
+
+    content = checkpoint.load(classifier / checkpoint.BEST)
+    content["config"]["data"]["_target_"] = "os.system"
+    checkpoint.save(tmp_path / checkpoint.BEST, content)
+    with pytest.raises(ValueError, match=r"would read its data by os\.system"):
+        export.run(settings(tmp_path))
+
+
+def test_the_config_says_everything() -> None:
+    text = (ROOT / "conf" / "export.yaml").read_text()
+    assert all("#" in line for line in text.splitlines() if line and line[0].isalpha() and line.split(":")[1].strip())
+    assert OmegaConf.to_container(compose("export"))["tol"]["metric"] == 0.001
