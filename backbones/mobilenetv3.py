@@ -96,6 +96,7 @@ class MobileNetV3(Trunk):
         stem_width: channels of the first layer, before the width multiplier.
         stem_nonlinearity: of the first layer; None: as the table and ``nonlinearity`` say (h-swish@N: h-swish).
         se_ratio: squeeze-excite's bottleneck over the expansion; 0 takes all squeeze-excite out.
+        se_of: what ``se_ratio`` is of: "expansion" (section 5.3), or "input" of the block, as in MnasNet before.
         se_gate: "hard_sigmoid" or "sigmoid".
         last_stage: "efficient", or (large only) "original": the paper's Figure 5 before the redesign; then c5 has 1280
             channels and the classifier follows the pooling directly.
@@ -122,6 +123,7 @@ class MobileNetV3(Trunk):
         stem_width: int = 16,
         stem_nonlinearity: str | None = None,
         se_ratio: float = 0.25,
+        se_of: str = "expansion",
         se_gate: str = "hard_sigmoid",
         last_stage: str = "efficient",
         padding: str = "auto",
@@ -130,6 +132,7 @@ class MobileNetV3(Trunk):
     ) -> None:
         check_choice("variant", variant, list(TABLES))
         check_choice("stem_nonlinearity", stem_nonlinearity, (None, "relu", "hswish", "swish"))
+        check_choice("se_of", se_of, ("expansion", "input"))
         check_choice("se_gate", se_gate, list(GATES))
         check_choice("last_stage", last_stage, ("efficient", "original") if variant == "large" else ("efficient",))
         if not 0 <= se_ratio <= 1:
@@ -156,7 +159,9 @@ class MobileNetV3(Trunk):
         super().__init__(
             (stem_channels, stem_nonlinearity or stem.nonlinearity),
             [
-                block._replace(squeeze=round_channels(block.expand * se_ratio))
+                block._replace(
+                    squeeze=round_channels((block.expand if se_of == "expansion" else block.inputs) * se_ratio)
+                )
                 if row.squeeze_excite and se_ratio
                 else block
                 for block, row in zip(blocks, bnecks, strict=True)

@@ -9,9 +9,9 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -30,6 +30,7 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
     """Run a command: compose ``conf/<name>.yaml`` with the overrides of ``sys.argv`` and hand it to ``work``.
 
     In a sweep (``-m``) a job that fails is reported and the others go on; the exit code says whether all went well.
+    An experiment with ``_variants`` is a sweep over them, see ``command_lines``.
 
     Args:
         name: of the config and of the command.
@@ -37,6 +38,7 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # we print errors ourselves
     failed: list[str] = []
+    lines: list[list[str]] = []
 
     def job(config: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
@@ -46,13 +48,16 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
             sys.exit(130)
         except MISTAKES as error:
             complain(error, name)
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if HydraConfig.get().mode != RunMode.MULTIRUN and len(lines) == 1:
                 sys.exit(1)
             failed.append(" ".join(overrides))
 
     job.__module__ = f"tasks.{name}"
     try:
-        hydra.main(version_base=None, config_path=str(CONF), config_name=name)(job)()
+        lines += command_lines(name, sys.argv[1:])
+        for line in lines:
+            sys.argv[1:] = line
+            hydra.main(version_base=None, config_path=str(CONF), config_name=name)(job)()
     except KeyboardInterrupt:
         sys.exit(130)
     except MISTAKES as error:
@@ -61,6 +66,38 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
     if failed:
         print(f"{len(failed)} of the sweep's runs failed: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(1)
+
+
+def command_lines(name: str, words: list[str]) -> list[list[str]]:
+    """The command lines that stand for what was typed: one a variant of the experiment, or just this one.
+
+    A variant is a list of overrides that belong together (``[backbone=mobilenetv2, head=linear]``), which Hydra's own
+    sweeps, grids of all combinations, cannot say. A key that was typed chooses among the variants.
+
+    Raises:
+        ValueError: no variant has the value that was typed.
+    """
+    # argparse wants the overrides side by side, wherever -m was typed
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    words = [word for word in words if word not in overrides] + overrides
+    asks = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"} & set(words)
+    telling = [word for word in words if word.partition("=")[0] in ("experiment", "_variants")]
+    if asks or not telling:
+        return [words]
+    try:
+        variants = [[str(word) for word in variant] for variant in composed(name, telling)._variants]
+    except (HydraException, OmegaConfBaseException):
+        return [words]  # Hydra will say what is wrong
+    typed = dict(word.split("=", 1) for word in words if "=" in word)
+    lines = []
+    for variant in variants:
+        values = dict(word.split("=", 1) for word in variant)
+        if all(value in (typed.get(key, value), *typed.get(key, "").split(",")) for key, value in values.items()):
+            lines.append([word for word in words if word.partition("=")[0] not in values] + variant)
+    if variants and not lines:
+        there = ", ".join(" ".join(variant) for variant in variants)
+        raise ValueError(f"{' '.join(telling)} has no variant that fits what was typed; there are {there}")
+    return lines or [words]
 
 
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -87,6 +124,23 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
             return hydra.compose(name, list(overrides))
     finally:
         GlobalHydra.set_state(surrounding)
+
+
+def describe(group: str, part: Mapping[str, Any]) -> str:
+    """A part's name and what sets it apart from its yaml: ``large width=0.75``."""
+    path = CONF / group / f"{str(part['name']).partition('/')[0]}.yaml"  # timm/...: timm
+    if not path.is_file():  # somebody's own part, from another config folder
+        return str(part["name"])
+    own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    differing = [
+        f"{key}={part[key]}"
+        for key, value in own.items()
+        if key in part
+        and key not in ("num_classes", "weights", "model")
+        and "${" not in str(value)
+        and part[key] != value
+    ]
+    return " ".join([str(part["name"]), *differing])
 
 
 def complain(error: BaseException, name: str) -> None:

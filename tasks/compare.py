@@ -21,12 +21,15 @@ python -m tasks.compare [key=value ...]     tables of what may be compared, and 
   against=large             the row that paired differences are taken to; default: each table's first
   format=markdown           markdown, csv, latex or json
   report=report.html        where the page goes; report=null writes none (csv, latex, json: only if asked for)
+  ledger=ledger.json        the published figures beside ours, for the page: python -m tasks.ledger format=json
+                            out=ledger.json writes it; if it is there it is taken, ledger=null leaves it out
   plots=figures             a folder for plots as SVG and, with matplotlib installed, PNG
 
 Any field of a record filters: task=detect data=bccd backbone=small,large* image_size=320x320 seed=0
 config.optimizer.lr=0.01 latency.engine=onnxruntime. Runs are compared only within one task, data set, split, image
 size and budget; rows hold runs that differ in nothing but the seed.
 """
+LEDGER = "ledger.json"
 FORMATS = ("markdown", "csv", "latex", "json")
 
 
@@ -41,6 +44,7 @@ class Options:
     against: str | None = None
     format: str = "markdown"
     report: str | None = "report.html"
+    ledger: str | None = None
     plots: str | None = None
     filters: dict[str, list[str]] = field(default_factory=dict)
 
@@ -65,7 +69,7 @@ def parse(words: Sequence[str]) -> Options:
             if not parts:
                 raise ValueError(f"{key}= is empty; --help says what it takes")
             setattr(options, key, parts)
-        elif key in ("sort", "against", "report", "plots"):
+        elif key in ("sort", "against", "report", "ledger", "plots"):
             setattr(options, key, None if none else value)
         elif key == "format":
             options.format = value
@@ -81,6 +85,8 @@ def parse(words: Sequence[str]) -> Options:
         raise ValueError(f"format={options.format}; expected one of {', '.join(FORMATS)}")
     if options.format != "markdown" and "report" not in given:
         options.report = None
+    if "ledger" not in given and Path(LEDGER).is_file():
+        options.ledger = LEDGER
     return options
 
 
@@ -111,7 +117,7 @@ def work(options: Options) -> None:
     if options.report:
         from tasks.reporting.report import write_report
 
-        write_report(options.report, comparison, options.columns)
+        write_report(options.report, comparison, options.columns, options.ledger)
         print(f"\nreport  {Path(options.report).resolve()}", file=sys.stderr)
     if options.plots:
         from tasks.reporting.plots import write_plots

@@ -32,6 +32,21 @@ def test_tables_and_page(command: Command, results: Path) -> None:
     assert "results.jsonl:5" in page.read_text()
 
 
+def test_a_ledger_in_the_folder_is_taken(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(results.parent)
+    assert compare.parse([]).ledger is None
+    Path("ledger.json").write_text("{")
+    assert compare.parse([]).ledger == "ledger.json"
+    assert compare.parse(["ledger=null"]).ledger is None
+    for word, message in ((None, "ledger=ledger.json is not JSON"), ("ledger=none.json", "none.json is not a file")):
+        monkeypatch.setattr(sys, "argv", ["compare", *([word] if word else [])])
+        with pytest.raises(SystemExit):
+            compare.main()
+        assert message in capsys.readouterr().err
+
+
 def test_filters_formats_and_no_page(command: Command, results: Path) -> None:
     done = command(
         "compare", "task=detect", "data=bccd", "backbone=small", "format=csv", f"results={results},{results}"

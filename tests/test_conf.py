@@ -20,6 +20,7 @@ from tasks.training.model import Model
 
 CONF = ROOT / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
+GROUPS["backbone"] += sorted(f"timm/{file.stem}" for file in (CONF / "backbone" / "timm").glob("*.yaml"))
 COMMANDS = ("classify", "detect", "segment")
 OPTIONAL = {"timm": "timm"}
 
@@ -39,7 +40,7 @@ def test_commands_compose(name: str) -> None:
 
 @pytest.mark.parametrize("choice", [f"{group}/{name}" for group in ("backbone", "optimizer") for name in GROUPS[group]])
 def test_choices_for_all_commands_compose(choice: str) -> None:
-    group, name = choice.split("/")
+    group, name = choice.split("/", 1)
     for command in COMMANDS:
         assert plain(compose(command, [f"{group}={name}"]))[group]["_target_"]
 
@@ -54,7 +55,7 @@ def test_data_sets_compose_with_their_recipes(name: str) -> None:
     "choice", [f"{g}/{n}" for g in ("backbone", "head", "data", "augment", "optimizer") for n in GROUPS[g]]
 )
 def test_a_yaml_gives_every_argument_and_no_other(choice: str) -> None:
-    group, name = choice.split("/")
+    group, name = choice.split("/", 1)
     command = head_of(name) if group == "head" else "detect"
     node = plain(compose(command, [f"{group}={name}"]))[group]
     parameters = inspect.signature(get_method(node["_target_"])).parameters
@@ -73,8 +74,8 @@ def test_a_yaml_gives_every_argument_and_no_other(choice: str) -> None:
 
 @cache
 def model(task: str, backbone: str, head: str) -> Model:
-    if backbone in OPTIONAL:
-        pytest.importorskip(OPTIONAL[backbone])
+    if backbone.partition("/")[0] in OPTIONAL:
+        pytest.importorskip(OPTIONAL[backbone.partition("/")[0]])
     choices = [f"backbone={backbone}", f"head={head}", "head.num_classes=4", "image_size=[64,96]"]
     return build(task, choices)
 

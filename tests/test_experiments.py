@@ -20,10 +20,12 @@ from tasks.data.cityscapes import CLASSES
 from tasks.training.balance import Balance
 from tasks.training.build import plain
 from tasks.training.module import TaskModule
-from tasks.training.schedule import Budget, Schedule
+from tasks.training.schedule import Budget, Growth, Schedule
 
 FOLDER = ROOT / "conf" / "experiment"
-NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.yaml"))
+NAMES = sorted(
+    f"{folder}/{path.stem}" for folder in ("paper", "torchvision") for path in (FOLDER / folder).glob("*.yaml")
+)
 TINY = [
     "image_size=[64,64]",
     "batch_size=2",
@@ -239,7 +241,7 @@ def test_without_a_number_each_part_keeps_its_batch_norm_momentum() -> None:
     seen = {}
     for momentum in (None, 0.3):
         module = TaskModule(
-            net, torch.optim.SGD, Schedule(), Budget(100, None), Balance(("segment",), "fixed", {}), 8, 2, 0,
+            net, torch.optim.SGD, Schedule(), Growth(), Budget(100, None), Balance(("segment",), "fixed", {}), 8, 2, 0,
             ema=0.0, ema_cap=0.0, bn_momentum=momentum, backbone_lr=1.0, freeze={},
         )  # fmt: skip
         module._prepare(progress=0.0, expected_steps=100.0)

@@ -66,7 +66,10 @@ def test_wheel_holds_every_module_and_yaml(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("tests")]
 
 
-@pytest.mark.parametrize("module", ["tasks", "tasks.cli", "tasks.detect", "tasks.data", "tasks.reporting.results"])
+@pytest.mark.parametrize(
+    "module",
+    ["tasks", "tasks.cli", "tasks.detect", "tasks.data", "tasks.reporting.results", "tasks.deploy", "tasks.export"],
+)
 def test_light_modules_leave_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -18,7 +18,7 @@ from tasks.cli import compose
 from tasks.reporting.costs import count
 from tasks.reporting.ledger import Figure, LedgerTable, Network, choose, judge, read_ledger
 from tasks.reporting.ledger_counts import Outcome, count_as, find
-from tasks.reporting.ledger_runs import HERE, NOT_RUN, QUOTED, REDUCED
+from tasks.reporting.ledger_runs import HERE, HOLDS, NOT_RUN, OPEN, QUOTED, REDUCED, REVERSED, orderings
 from tasks.reporting.ledger_text import markdown, text, to_json
 from tasks.training.build import complete, plain
 
@@ -250,6 +250,14 @@ def test_accuracies_are_never_mixed_up(changes: dict[str, Any], status: str) -> 
     assert [m.values for m in one.measured] == ([] if status == NOT_RUN else [(0.7,)])
 
 
+def test_a_run_from_before_a_switch_existed_is_its_default() -> None:
+    old, other = run_of("3", "V3-Small 1.0"), run_of("3", "V3-Small 1.0")
+    del old["config"]["backbone"]["se_of"]
+    assert found([old]).status == HERE
+    other["config"]["backbone"]["se_of"] = "input"
+    assert found([other]).status == NOT_RUN
+
+
 def test_only_the_row_s_own_network_counts() -> None:
     runs = [run_of("3", "V3-Small 1.0 (P4)"), run_of("3", "V3-Small 0.75"), run_of("5", "ReLU")]
     assert found(runs).status == NOT_RUN
@@ -267,6 +275,69 @@ def test_seeds_are_averaged_and_conditions_kept_apart() -> None:
     shown = text([(TABLES["3"], [one])])
     assert "measured here: 65.0 ± 7.1 n=2 [" in shown
     assert "measured at reduced scale: 90.0 n=1 on cifar10" in shown
+
+
+def outcomes_of(runs: list[dict[str, Any]], rows: tuple[str, ...]) -> list[Outcome]:
+    return [one for one in find(choose(TABLES, ["3"], None)["3"], runs) if one.row.name in rows]
+
+
+def test_the_print_s_order_is_tested_by_pairs_of_seeds() -> None:
+    """Printed: Large 75.2, V2 72.0, Small 67.4, V2 0.35 60.8."""
+    reduced = {"data": "cifar10", "image_size": [64, 64]}
+    scores = {
+        "V3-Large 1.0": (0.60, 0.70), "V2 1.0": (0.55, 0.64),  # 5 and 6 points: holds, for all that the seeds differ
+        "V3-Small 1.0": (0.61, 0.71),  # above both: reversed
+        "V2 0.35": (0.63, 0.69),  # above Small in one seed, below in the other
+    }  # fmt: skip
+    runs = [
+        run_of("3", row, seed=seed, metrics={"top1": value}, **reduced)
+        for row, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    runs.append(run_of("3", "V2 1.0", seed=1, metrics={"top1": 0.99}))  # full scale: not beside these
+    found = outcomes_of(runs, tuple(scores))
+    ordered = {(one.better, one.worse): one for one in orderings([(one.row, one.measured) for one in found])}
+    assert {pair: one.verdict for pair, one in ordered.items()} == {
+        ("V3-Large 1.0", "V2 1.0"): HOLDS,
+        ("V3-Large 1.0", "V3-Small 1.0"): REVERSED,
+        ("V3-Large 1.0", "V2 0.35"): OPEN,
+        ("V2 1.0", "V3-Small 1.0"): REVERSED,
+        ("V2 1.0", "V2 0.35"): REVERSED,
+        ("V3-Small 1.0", "V2 0.35"): OPEN,
+    }
+    one = ordered["V3-Large 1.0", "V2 1.0"]
+    assert one.printed_points == 3.2
+    assert one.difference.mean == pytest.approx(0.055)
+    assert (one.difference.low, one.difference.high) == (pytest.approx(0.05, abs=1e-3), pytest.approx(0.06, abs=1e-3))
+    shown = text([(TABLES["3"], found)])
+    assert "V3-Large 1.0 above V2 1.0: +3.2 printed, here +5.5 [+5.0, +6.0] n=2: holds" in shown
+    assert "by chance alone" in shown
+    page = json.loads(to_json([(TABLES["3"], found)]))
+    assert page["summary"][HOLDS] == 1
+    assert page["summary"][REVERSED] == 3
+    assert len(page["tables"][0]["orderings"]) == 6
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": "clothing"}, {"budget": "99 epochs"}, {"split": "val"}, {"image_size": [96, 96]}, {"lr": 0.5}]
+)
+def test_runs_under_other_conditions_say_nothing_about_an_order(change: dict[str, Any]) -> None:
+    one, other = (run_of("3", row, data="cifar10") for row in ("V3-Large 1.0", "V2 1.0"))
+    if "lr" in change:
+        other["config"]["optimizer"] = {**other["config"]["optimizer"], **change}
+    else:
+        other |= change
+    rows = [(found.row, found.measured) for found in outcomes_of([one, other], ("V3-Large 1.0", "V2 1.0"))]
+    assert all(len(measured) == 1 for _, measured in rows)
+    assert orderings(rows) == []
+
+
+def test_recipes_are_kept_apart_and_named_and_a_repeated_seed_counts_once() -> None:
+    runs = [run_of("3", "V3-Small 1.0", data="cifar10", metrics={"top1": value}) for value in (0.4, 0.5, 0.6)]
+    runs[2]["config"]["optimizer"] = {**runs[2]["config"]["optimizer"], "lr": 0.123}
+    measured = found(runs).measured
+    assert [one.values for one in measured] == [(0.5,), (0.6,)]
+    assert "optimizer.lr=0.123" in measured[1].conditions
 
 
 def test_rows_that_differ_in_size_alone_take_runs_of_their_size_only() -> None:

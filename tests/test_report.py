@@ -19,6 +19,10 @@ from PIL import Image
 
 from tasks.reporting.artefacts import data_uris, read_curves
 from tasks.reporting.comparison import compare
+from tasks.reporting.ledger import EQUAL, ROUNDING, VERDICTS
+from tasks.reporting.ledger_page import ledger_section
+from tasks.reporting.ledger_runs import HOLDS, ORDERS, REDUCED, STATUSES
+from tasks.reporting.ledger_text import FORMAT
 from tasks.reporting.plots import write_plots
 from tasks.reporting.report import write_report
 
@@ -66,11 +70,86 @@ def runs(root: Path, names: list[str], seeds: int) -> list[dict[str, Any]]:
     return records
 
 
+def ledger(folder: Path, tables: int = 2, rows: int = 3) -> Path:
+    """As ``python -m tasks.ledger format=json`` writes it."""
+
+    def row(number: int) -> dict[str, Any]:
+        count = {
+            "printed": f"{number + 1}.5", "unit": 10**6, "ours": 10**6 * (number + 1) + 512_345,
+            "difference": 0.01 * number, "verdict": ROUNDING, "why": f"why {HOSTILE}",
+            "size": [224, 224], "batch_norm": True,
+            "tried": {f"other {HOSTILE}": {"ours": 123_456, "verdict": EQUAL}},
+        }  # fmt: skip
+        measured = {"status": REDUCED, "seeds": [0, 1], "values": [0.5, 0.6], "mean": 0.55, "conditions": HOSTILE}
+        return {
+            "row": f"net {number} {HOSTILE}", "source": "X",
+            "command": f"python -m tasks.classify row={number} {HOSTILE}",
+            "less": None, "not_built": None, "claim": HOSTILE, "counts": {"params": count},
+            "accuracy": {"printed_percent": 75.2 - number, "status": REDUCED, "measured": [measured]},
+            "latency": {"printed_ms": [51.0], "here": None},
+        }  # fmt: skip
+
+    difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 2}
+    order = {
+        "better": "net 0",
+        "worse": "net 1",
+        "printed_points": 1.0,
+        "conditions": HOSTILE,
+        "difference": difference,
+    }
+    table = {
+        "table": "3", "title": f"Table 3 {HOSTILE}", "convention": HOSTILE, "metric": "top1", "devices": ["Pixel 1"],
+        "sources": {"X": HOSTILE}, "quoted": None, "rows": [row(number) for number in range(rows)],
+        "orderings": [order | {"verdict": HOLDS}],
+    }  # fmt: skip
+    whole = {
+        "format": FORMAT,
+        "made": "2026-01-01",
+        "tables": [table] * tables,
+        "summary": {ROUNDING: 3, REDUCED: 3, HOLDS: 1},
+    }
+    path = folder / "ledger.json"
+    path.write_text(json.dumps(whole | {"verdicts": VERDICTS, "statuses": STATUSES, "orders": ORDERS}))
+    return path
+
+
+def test_the_ledger_stands_on_the_page(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", compare([record()]), ledger=ledger(tmp_path))
+    text = (tmp_path / "report.html").read_text()
+    for words in (
+        "python -m tasks.classify row=2", "params: 1,512,345 at 224x224", ROUNDING, REDUCED, "55.0 ± 7.1 n=2",
+        "net 0 above net 1: +1 printed, here +10.0 [+5.0, +15.0] n=2: holds", "fewer than 5 pairs",
+    ):  # fmt: skip
+        assert words in text, words
+    page = Tags()
+    page.feed(text)
+    assert page.tags.count("script") == 2
+    assert "img" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+
+
+def test_without_a_ledger_the_page_says_how_to_get_one(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", compare([record()]))
+    assert "python -m tasks.ledger format=json out=ledger.json" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "is no ledger"), ('{"format": 0}', "is no ledger"), ('{"format": 1}', "lacks")],
+)
+def test_what_is_no_ledger_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "ledger.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"ledger=.*{message}.*python -m tasks\.ledger"):
+        ledger_section(tmp_path / "ledger.json")
+    with pytest.raises(FileNotFoundError, match=r"none\.json is not a file"):
+        ledger_section(tmp_path / "none.json")
+
+
 def test_fifty_runs_stay_within_two_megabytes(tmp_path: Path) -> None:
     records = runs(tmp_path / "runs", [f"net {i}" for i in range(25)], 2)
     for one in records:
         one["per_class"]["detect"] = {f"class {k}": 0.123456 for k in range(80)}
-    write_report(tmp_path / "report.html", compare(records))
+    write_report(tmp_path / "report.html", compare(records), ledger=ledger(tmp_path, tables=16, rows=10))
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/jpeg") == 50
     assert len(text.encode()) <= 2_000_000
@@ -192,7 +271,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["slow but good", "middle", "fast", HOSTILE]
     records = runs(folder / "runs", names, 2)
     records += [one | {"task": "segment", "metrics": {"miou": 0.5, "pixel_accuracy": 0.8}} for one in records]
-    write_report(folder / "report.html", compare(records))
+    write_report(folder / "report.html", compare(records), ledger=ledger(folder))
     return folder / "report.html"
 
 
@@ -226,6 +305,31 @@ def test_sorting_and_filtering_in_a_browser(browser: Any, page: Path) -> None:
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys(Keys.DELETE)
     assert len(column("backbone")) == 4
+
+
+@pytest.mark.slow
+def test_the_ledger_sorts_filters_and_unfolds(browser: Any, page: Path) -> None:
+    show(browser, page, anchor="#ledger")
+    names = (
+        "return [...document.querySelectorAll('#l1 tbody tr')].filter((r) => r.offsetParent)"
+        ".map((r) => r.cells[0].textContent.split(' ')[1])"
+    )
+    head = next(b for b in browser.find_elements("css selector", "#l1 th button") if b.text.startswith("params"))
+    assert browser.execute_script(names) == ["0", "1", "2"]
+    head.click()
+    assert browser.execute_script(names) == ["2", "1", "0"]
+    browser.find_element("id", "filter-l1").send_keys("row=1")
+    assert browser.execute_script(names) == ["1"]
+    assert browser.find_element("id", "count-l1").text == "1 of 3 rows"
+    assert browser.find_element("id", "count-l0").text == "3 of 3 rows"
+    how = browser.find_elements("css selector", "#l1 tbody tr:not([hidden]) details.how")
+    assert [part.text for part in how] == [f"{REDUCED}: 55.0 ± 7.1 n=2", "how"]
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", how[1]
+    )
+    how[1].find_element("css selector", "summary").click()
+    assert "python -m tasks.classify row=1" in how[1].text
+    assert how[1].size["width"] < 1200
 
 
 @pytest.mark.slow

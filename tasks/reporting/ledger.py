@@ -68,6 +68,8 @@ class Tried(NamedTuple):
     """Another way to count a row."""
 
     network: Network
+    less: Network | None
+    """Its counts, made the same way, are subtracted."""
     figure: str | None
     """None: ``params`` and ``madds``."""
 
@@ -168,8 +170,11 @@ def _row(where: str, node: Mapping[str, Any], table: Mapping[str, Any]) -> Row:
         network = _network(table["command"], [*table.get("config", []), *node["config"]], given)
         for label, other in (node.get("tried") or table.get("tried") or {}).items():
             _check(f"{where}: tried {label}", other, TRIED_KEYS)
-            overrides = [*network.overrides, *other.get("config", [])]
-            tried[label] = Tried(_network(network.command, overrides, given | other), other.get("figure"))
+            pair = [
+                _network(table["command"], [*table.get("config", []), *config, *other.get("config", [])], given | other)
+                for config in (node["config"], *([node["less"]] if "less" in node else []))
+            ]
+            tried[label] = Tried(pair[0], pair[1] if len(pair) > 1 else None, other.get("figure"))
     elif "row" not in why:
         raise ValueError(f"{where}: there is neither a config nor a why.row that says why there is none")
     return Row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from tasks.reporting.ledger import (
     side_lengths,
 )
 from tasks.reporting.ledger_runs import Measured, measurements, status_of
+from tasks.reporting.results import Record
 from tasks.training.build import complete, model_from_config, plain
 from tasks.training.model import Model
 
@@ -64,7 +65,7 @@ class Outcome:
     """Why."""
 
 
-def find(table: LedgerTable, records: Sequence[Mapping[str, Any]] = (), measure_latency: bool = False) -> list[Outcome]:
+def find(table: LedgerTable, records: Sequence[Record] = (), measure_latency: bool = False) -> list[Outcome]:
     """Every row of a table, in order; a row that cannot be built says why.
 
     Args:
@@ -109,6 +110,8 @@ def _find(row: Row, key: str, figure: Figure) -> Found:
     for label, other in row.tried.items():
         if key == other.figure or (other.figure is None and "@" not in key):
             value = count_as(other.network)[key == "params"]
+            if other.less:
+                value -= count_as(other.less)[key == "params"]
             tried[label] = value, judge(figure, value, tolerance=key != "params")
     return Found(figure, ours, verdict, row.why.get(key, "no reason is known"), tried)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from tasks.reporting.ledger import (
     NOT_BUILT,
@@ -16,13 +17,18 @@ from tasks.reporting.ledger import (
     LedgerTable,
     side_lengths,
 )
-from tasks.reporting.ledger_counts import Found, Outcome
-from tasks.reporting.ledger_runs import STATUSES, Measured
+from tasks.reporting.ledger_runs import ORDERS, STATUSES, Measured, Ordering, orderings
 from tasks.reporting.statistics import summarise
-from tasks.reporting.tables import stat_text
+from tasks.reporting.tables import difference_text, stat_text
+
+if TYPE_CHECKING:  # they need torch, and the report page reads from here
+    from tasks.reporting.ledger_counts import Found, Outcome
+
+    Section = tuple[LedgerTable, list[Outcome]]
 
 NAMES = {"params": "params", "madds": "MAdds"}
-Section = tuple[LedgerTable, list[Outcome]]
+FORMAT = 1
+"""Of the JSON."""
 
 
 def title_of(figure: str) -> str:
@@ -49,6 +55,37 @@ def off_text(found: Found) -> str:
 def measured_text(one: Measured) -> str:
     """``61.2 ± 0.8 n=3``."""
     return f"{stat_text(summarise(one.values))} n={len(one.values)}"
+
+
+def ordering_text(one: Ordering) -> str:
+    """``V3-Large 1.0 above V2 1.0: +3.2 printed, here +1.4 [+0.9, +1.9] n=2: holds``."""
+    printed = f"{one.printed_points:+.3g} printed, here {difference_text(one.difference)}"
+    return f"{one.better} above {one.worse}: {printed}: {one.verdict}"
+
+
+def orders_of(section: Section) -> list[Ordering]:
+    """The orderings of a table that runs can speak to."""
+    return orderings([(one.row, one.measured) for one in section[1]])
+
+
+def _order_lines(section: Section) -> list[str]:
+    """One a pair, by conditions; and what two seeds can say."""
+    found: dict[str, list[Ordering]] = {}
+    for one in orders_of(section):
+        found.setdefault(one.conditions, []).append(one)
+    lines = []
+    for conditions, ordered in found.items():
+        lines.append(f"the print's order, on {conditions}:")
+        lines += [f"    {ordering_text(one)}" for one in ordered]
+        if any(1 < one.difference.n < 5 for one in ordered):
+            lines.append(f"    {FEW}")
+    return lines
+
+
+FEW = (
+    "of fewer than 5 pairs the interval is too narrow; of two it is their range, and by chance alone both lie on one "
+    "side of zero in half of all cases"
+)
 
 
 def _header(section: Section) -> list[str]:
@@ -140,18 +177,19 @@ def _below(section: Section) -> list[str]:
             f"ms here: median, {timed['engine']}, {timed['device']}, {timed['threads']} threads, "
             f"batch {timed['batch_size']}; another device than the printed ones"
         )
-    return lines
+    return lines + _order_lines(section)
 
 
 def summary(sections: Sequence[Section]) -> dict[str, int]:
-    """How often each verdict was given, and each accuracy status."""
+    """How often each verdict was given, each accuracy status, and what became of the print's orderings."""
     counts = Counter(found.verdict for _, outcomes in sections for one in outcomes for found in one.figures.values())
     counts += Counter(one.status for _, outcomes in sections for one in outcomes if one.status)
-    return {name: counts[name] for name in [*VERDICTS, *STATUSES] if counts[name]}
+    counts += Counter(order.verdict for section in sections for order in orders_of(section))
+    return {name: counts[name] for name in [*VERDICTS, *STATUSES, *ORDERS] if counts[name]}
 
 
 def _legend(sections: Sequence[Section]) -> list[str]:
-    meaning = VERDICTS | STATUSES
+    meaning = VERDICTS | STATUSES | ORDERS
     return [f"{count} x {name}: {meaning[name]}" for name, count in summary(sections).items()]
 
 
@@ -193,12 +231,18 @@ def to_json(sections: Sequence[Section]) -> str:
             "metric": table.metric,
             "devices": list(table.devices),
             "sources": table.sources,
+            "quoted": table.quoted,
             "rows": [_plain(outcome) for outcome in outcomes],
+            "orderings": [
+                {**one._asdict(), "difference": one.difference._asdict()} for one in orders_of((table, outcomes))
+            ],
         }
         for table, outcomes in sections
     ]
-    meaning = {"verdicts": VERDICTS, "statuses": STATUSES}
-    return json.dumps({"tables": tables, "summary": summary(sections), **meaning}, indent=1, ensure_ascii=False)
+    about = {"format": FORMAT, "made": datetime.now().astimezone().isoformat(timespec="seconds")}
+    meaning = {"verdicts": VERDICTS, "statuses": STATUSES, "orders": ORDERS}
+    whole = about | {"tables": tables, "summary": summary(sections), **meaning}
+    return json.dumps(whole, indent=1, ensure_ascii=False)
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -214,10 +258,16 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "accuracy": {
             "printed_percent": row.score and float(row.score),
             "status": outcome.status,
-            "measured": [{**one._asdict(), "mean": sum(one.values) / len(one.values)} for one in outcome.measured],
+            "measured": [_plain_measured(one) for one in outcome.measured],
         },
         "latency": {"printed_ms": [float(ms) for ms in row.ms], "here": outcome.latency},
     }
+
+
+def _plain_measured(one: Measured) -> dict[str, Any]:
+    values = one.values
+    seeds = {"seeds": sorted(one.scores), "values": values, "mean": sum(values) / len(values)}
+    return {"status": one.status, **seeds, "conditions": one.conditions}
 
 
 def _plain_count(found: Found, outcome: Outcome, key: str) -> dict[str, Any]:

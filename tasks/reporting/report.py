@@ -20,6 +20,7 @@ from urllib.parse import quote
 from tasks.reporting.artefacts import data_uris, pictures_of
 from tasks.reporting.comparison import Comparison, Row, Table
 from tasks.reporting.grouping import field_text
+from tasks.reporting.ledger_page import ledger_section
 from tasks.reporting.plot_data import table_data
 from tasks.reporting.results import Record
 from tasks.reporting.tables import UNITS, cell, columns_of, header, notes, stat_text
@@ -34,16 +35,24 @@ PICTURES = 1_400_000
 """Characters that all pictures together may take."""
 
 
-def write_report(path: str | Path, comparison: Comparison, columns: Sequence[str] | None = None) -> None:
+def write_report(
+    path: str | Path,
+    comparison: Comparison,
+    columns: Sequence[str] | None = None,
+    ledger: str | Path | None = None,
+) -> None:
     """Write the page.
 
     Args:
         path: of the page; its folder is made, an old page is replaced at once or not at all.
         comparison: what to show. A run's ``run`` is its folder, as seen from here.
         columns: of the tables; None: those that say something.
+        ledger: what ``python -m tasks.ledger format=json`` wrote; None: the section says how to get it.
+    Raises:
+        FileNotFoundError, ValueError: see ``ledger_section``.
     """
     path = Path(path)
-    text = page(comparison, columns, path.parent)
+    text = page(comparison, columns, path.parent, ledger)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -53,7 +62,7 @@ def write_report(path: str | Path, comparison: Comparison, columns: Sequence[str
         partial.unlink(missing_ok=True)
 
 
-def page(comparison: Comparison, columns: Sequence[str] | None, folder: Path) -> str:
+def page(comparison: Comparison, columns: Sequence[str] | None, folder: Path, ledger: str | Path | None = None) -> str:
     """The page's text; links to run folders count from ``folder``."""
     detailed = _detailed(comparison)
     script = _own("report.js")
@@ -62,7 +71,9 @@ def page(comparison: Comparison, columns: Sequence[str] | None, folder: Path) ->
     tables = [table_data(table, table.rows[:ROWS], detailed) for table in comparison.tables]
     # a class may be called </script>
     data = json.dumps({"tables": tables}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    links = "".join(f'<a href="#table-{i}">{escape(_short(table))}</a>' for i, table in enumerate(comparison.tables))
+    anchors = {f"table-{i}": _short(table) for i, table in enumerate(comparison.tables)}
+    anchors |= {"ledger": "ledger", "runs": "runs", "left-out": "left out"}
+    links = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in anchors.items())
     sections = "\n".join(_section(i, table, tables[i], columns, detailed) for i, table in enumerate(comparison.tables))
     return f"""<!doctype html>
 <html lang="en">
@@ -81,9 +92,10 @@ def page(comparison: Comparison, columns: Sequence[str] | None, folder: Path) ->
 <h1>Comparison of runs</h1>
 {_summary(comparison)}
 </header>
-<nav aria-label="tables"><div>{links}<a href="#runs">runs</a><a href="#left-out">left out</a></div></nav>
+<nav aria-label="tables"><div>{links}</div></nav>
 <main id="main">
 {sections}
+{ledger_section(ledger)}
 {_runs(comparison, detailed, folder)}
 {_left_out(comparison)}
 </main>

@@ -23,13 +23,16 @@ OURS = ("backbones.", "heads.", "tasks.")
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config with every reference resolved, as plain dicts and lists.
 
+    Keys that start with ``_`` are for the command line or for other keys to refer to, and are left out.
+
     Raises:
         ValueError: a value that must be given is missing (``???``).
     """
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise ValueError(f"{', '.join(sorted(missing))} must be given")
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    whole = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return {key: value for key, value in whole.items() if not key.startswith("_")}
 
 
 def make(node: Mapping[str, Any]) -> Any:

@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from tasks.cli import CONF
+from tasks.cli import describe
 from tasks.data import DataSet
 from tasks.reporting import latency
 from tasks.reporting.costs import count_parts
@@ -72,20 +71,6 @@ def accelerator_name(model: Model) -> str | None:
     """The GPU that the model is on; None for the CPU."""
     device = next(model.parameters()).device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
-
-
-def describe(group: str, part: Mapping[str, Any]) -> str:
-    """A part's name and what sets it apart from its yaml: ``large width=0.75``."""
-    path = CONF / group / f"{part['name']}.yaml"
-    if not path.is_file():  # somebody's own part, from another config folder
-        return str(part["name"])
-    own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=False))
-    differing = [
-        f"{key}={part[key]}"
-        for key, value in own.items()
-        if key in part and key not in ("num_classes", "weights") and "${" not in str(value) and part[key] != value
-    ]
-    return " ".join([str(part["name"]), *differing])
 
 
 def describe_budget(config: Mapping[str, Any]) -> str:

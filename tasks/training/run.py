@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -17,14 +18,14 @@ from tasks.data.images import decode
 from tasks.data.loader import Collate, Samples, evaluation_loader, training_loader
 from tasks.reporting import closing
 from tasks.reporting.results import write_record
-from tasks.training import callbacks, checkpoint, setup
+from tasks.training import callbacks, checkpoint, earlier, setup
 from tasks.training.balance import Balance
 from tasks.training.build import complete, make_model, plain, read_data, without_weights
 from tasks.training.evaluate import Metrics, evaluate
 from tasks.training.model import Model
 from tasks.training.module import TaskModule
 from tasks.training.record import make_record
-from tasks.training.schedule import Schedule
+from tasks.training.schedule import Growth, Schedule
 from tasks.training.weights import load_model
 
 ALLOWED_ON_RESUME = ("resume", "workers", "cache_gb", "results")
@@ -37,18 +38,36 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
         composed: as Hydra composed it.
         overrides: as typed, for the record.
     Returns:
-        The record.
+        The record; with ``skip_done`` that of an equal run which is finished.
     Raises:
         ValueError, OSError: whatever the user can mend, see the README's troubleshooting.
     """
     setup.quiet()
     console = Console(highlight=False, markup=False)
     config = plain(composed)
-    folder, saved = None, None
-    if config["resume"]:
-        folder = Path(config["resume"])
-        config, saved, overrides = reopen(folder, config, overrides)
     setup.check(config)
+    folder = Path(config["resume"]) if config["resume"] else None
+    if config["skip_done"] and folder is None:
+        done = earlier.finished(config)
+        if done is not None:
+            console.print(f"done        {' '.join(overrides)}: {done.get('run') or config['results']}", soft_wrap=True)
+            return cast(dict[str, Any], done)
+        folder = earlier.stopped(config)
+        overrides = [o for o in overrides if _key(o) in ALLOWED_ON_RESUME] if folder else overrides
+    with ExitStack() as held:
+        return _run(config, overrides, folder, held, console)
+
+
+def _run(
+    config: dict[str, Any], overrides: list[str], folder: Path | None, held: ExitStack, console: Console
+) -> dict[str, Any]:
+    """From the data to the record; ``folder`` is that of a run that goes on, and is held from here on."""
+    saved: dict[str, Any] | None = None
+    if folder is not None:
+        if folder.is_dir():
+            held.enter_context(earlier.claim(folder))
+        config, saved, overrides = reopen(folder, config, overrides)
+        setup.check(config)
     setup.prepare_machine(config)
     data = read_data(config)
     config, classes = complete(config, data)
@@ -62,6 +81,7 @@ def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     splits = setup.load_splits(data, config, console)
     if folder is None:  # nothing is left on disk by a run that cannot start
         folder = setup.new_folder(Path(config["output"]) / config["task"])
+        held.enter_context(earlier.claim(folder))
         OmegaConf.save(OmegaConf.create({**config, "overrides": overrides}), folder / checkpoint.CONFIG)
     console.print(f"run folder  {folder}", soft_wrap=True)
     fit(module, splits, collate, config, classes, folder, saved, console)
@@ -87,7 +107,7 @@ def reopen(
     """
     if not (folder / checkpoint.CONFIG).is_file():
         raise FileNotFoundError(f"resume={folder} is no run folder; expected one that holds {checkpoint.CONFIG}")
-    foreign = [o for o in overrides if o.lstrip("+~").partition("=")[0] not in ALLOWED_ON_RESUME]
+    foreign = [o for o in overrides if _key(o) not in ALLOWED_ON_RESUME]
     if foreign:
         raise ValueError(
             f"resume= goes on with the run's own config, so {foreign[0]} cannot change it; "
@@ -112,6 +132,10 @@ def reopen(
     return own, checkpoint.load(folder / checkpoint.LAST), typed
 
 
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
 def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskModule:
     """What Lightning trains, as the config sets it.
 
@@ -126,6 +150,7 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         model=model,
         optimizer=setup.make_optimizer(config),
         schedule=Schedule(**config["schedule"]),
+        growth=Growth(**config["growth"]),
         budget=setup.make_budget(config, samples),
         balance=Balance(tuple(config["heads"]), **config["balance"]),
         samples=samples,
