@@ -44,7 +44,8 @@ class Session:
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """See ``tasks.deploy.Session``."""
         if self.library._threadpool_get_thread_count() != self.threads:  # one pool for the whole process
-            self.library._unsafe_reset_threadpool(self.threads)
+            with quiet():
+                self.library._unsafe_reset_threadpool(self.threads)
         outputs = self.method.execute([torch.from_numpy(image)])
         return {name: value.numpy() for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
 
