@@ -54,6 +54,7 @@ def test_answers_without_torch(words: list[str]) -> None:
     assert words[0].startswith("--") or "did you mean" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_three_lines_that_run(command: Command, voc: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     run = write_run(tmp_path / "run", "detect", ["data=voc", f"data.root={voc}", *SIZE])
@@ -112,6 +113,7 @@ def test_a_swapped_activation_is_caught_and_named(
     assert out.with_name(f"model.failed{out.suffix}").exists()
 
 
+@pytest.mark.slow
 def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     run = write_run(tmp_path / "run", "segment", [*TINY_SCENES, *SIZE, "head=lraspp"])

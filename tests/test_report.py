@@ -316,6 +316,8 @@ def test_the_ledger_sorts_filters_and_unfolds(browser: Any, page: Path) -> None:
     )
     head = next(b for b in browser.find_elements("css selector", "#l1 th button") if b.text.startswith("params"))
     assert browser.execute_script(names) == ["0", "1", "2"]
+    middle = "arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})"
+    browser.execute_script(middle, head)
     head.click()
     assert browser.execute_script(names) == ["2", "1", "0"]
     browser.find_element("id", "filter-l1").send_keys("row=1")
@@ -324,9 +326,7 @@ def test_the_ledger_sorts_filters_and_unfolds(browser: Any, page: Path) -> None:
     assert browser.find_element("id", "count-l0").text == "3 of 3 rows"
     how = browser.find_elements("css selector", "#l1 tbody tr:not([hidden]) details.how")
     assert [part.text for part in how] == [f"{REDUCED}: 55.0 ± 7.1 n=2", "how"]
-    browser.execute_script(
-        "arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", how[1]
-    )
+    browser.execute_script(middle, how[1])
     how[1].find_element("css selector", "summary").click()
     assert "python -m tasks.classify row=1" in how[1].text
     assert how[1].size["width"] < 1200

@@ -27,8 +27,12 @@ FOLDER = Path(__file__).parent
 CONSTANTS = ("SUFFIX", "PACKAGES", "EXTRA", "PRECISIONS", "FIXED")
 """What is read off an engine's file; see ``Engine``."""
 
-FASTEST_FIRST = ("openvino", "onnxruntime", "torch_export", "torch", "executorch")
-"""The order in which engines are preferred; others follow by name."""
+FASTEST_FIRST = ("openvino", "onnxruntime", "torch", "torch_export", "executorch")
+"""The order in which engines are preferred; others follow by name.
+
+V3-Large at 224 px, one image, one thread of an AMD EPYC (Zen 4), interleaved, 161 rounds beside other
+processes, ms: openvino 6.9 to 11, onnxruntime 6.6 to 14, torch 15 to 31, torch_export 19 to 32 (25 %, 50 %).
+"""
 
 
 class Session(Protocol):

@@ -96,6 +96,7 @@ def compile_model(model: openvino.Model, threads: int, precision: str) -> openvi
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # pinned to a core that another process uses, it would wait for it
         "INFERENCE_PRECISION_HINT": precision,
     }
     return openvino.Core().compile_model(model, "CPU", settings)

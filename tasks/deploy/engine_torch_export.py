@@ -31,7 +31,7 @@ class Session:
     """See ``tasks.deploy.Session``."""
 
     def __init__(self, program: ExportedProgram, metadata: Mapping[str, Any], threads: int, precision: str) -> None:
-        self.module = program.module()
+        self.module = program.module().to(memory_format=torch.channels_last)
         self.metadata = metadata
         self.threads, self.half = threads, precision == "bf16"
 

@@ -191,8 +191,8 @@ def parts(file: Path) -> list[Path]:
 
 def show(console: Console, found: parity.Comparison, runner: Runner, split: str) -> None:
     """Outputs and scores, side by side."""
-    title = f"{runner.name} against torch on {found.images} images of {split}"
-    outputs, metrics = Table(title=title, title_justify="left"), Table()
+    console.print(f"compared    {runner.name} with torch on {found.images} images of {split}", soft_wrap=True)
+    outputs, metrics = Table(), Table()
     outputs.add_column("output")
     outputs.add_column("largest difference")
     for name, difference in found.differences.items():

@@ -19,5 +19,13 @@ def trace(graph: Graph) -> ExportedProgram:
         dynamic[0] = Dim("batch", min=1, max=4096)
     if graph.form.dynamic_size:
         dynamic |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with torch.no_grad():
-        return torch.export.export(graph, (graph.example(),), dynamic_shapes=(dynamic,) if dynamic else None)
+    # Out of place, for torch.onnx takes twice as long over operators that work in place.
+    in_place = [module for module in graph.modules() if getattr(module, "inplace", False)]
+    try:
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
+        with torch.no_grad():
+            return torch.export.export(graph, (graph.example(),), dynamic_shapes=(dynamic,) if dynamic else None)
+    finally:
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
