@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tasks.deploy.graph import Graph
 
@@ -17,10 +18,10 @@ PRECISIONS = ("f32", "bf16")
 
 
 class Session:
-    """See ``tasks.deploy.Session``."""
+    """See ``tasks.deploy.Session``; of any module that takes an image and gives the outputs that the metadata names."""
 
-    def __init__(self, graph: Graph, metadata: Mapping[str, Any], threads: int, precision: str) -> None:
-        self.graph = graph.to(memory_format=torch.channels_last)
+    def __init__(self, module: nn.Module, metadata: Mapping[str, Any], threads: int, precision: str) -> None:
+        self.module = module.to(memory_format=torch.channels_last)
         self.metadata = metadata
         self.threads, self.half = threads, precision == "bf16"
 
@@ -31,8 +32,8 @@ class Session:
             torch.set_num_threads(self.threads)
         pixels = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            outputs = self.graph(pixels)
-        return {name: as_array(value) for name, value in zip(self.graph.outputs, outputs, strict=True)}
+            outputs = self.module(pixels)
+        return {name: as_array(value) for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
 
 
 def as_array(value: torch.Tensor) -> np.ndarray:

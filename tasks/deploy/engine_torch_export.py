@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from tasks.deploy.engine_torch import as_array
+from tasks.deploy.engine_torch import Session, as_array
 from tasks.deploy.graph import Graph
 from tasks.deploy.program import trace
 
@@ -27,25 +27,6 @@ ENTRY = "mobilenetv3_bench.json"
 """Of the metadata, among the file's extra files."""
 
 
-class Session:
-    """See ``tasks.deploy.Session``."""
-
-    def __init__(self, program: ExportedProgram, metadata: Mapping[str, Any], threads: int, precision: str) -> None:
-        self.module = program.module().to(memory_format=torch.channels_last)
-        self.metadata = metadata
-        self.threads, self.half = threads, precision == "bf16"
-
-    @torch.inference_mode()
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """See ``tasks.deploy.Session``."""
-        if torch.get_num_threads() != self.threads:  # one number for the whole process
-            torch.set_num_threads(self.threads)
-        pixels = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            outputs = self.module(pixels)
-        return {name: as_array(value) for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
-
-
 def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
     """See ``tasks.deploy.Engine``."""
     torch.export.save(trace(graph), file, extra_files={ENTRY: json.dumps(metadata)})
@@ -53,7 +34,8 @@ def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
 
 def load(file: Path, threads: int, precision: str) -> Session:
     """See ``tasks.deploy.Engine``."""
-    return Session(*read(file), threads, precision)
+    program, metadata = read(file)
+    return Session(program.module(), metadata, threads, precision)
 
 
 def read(file: Path) -> tuple[ExportedProgram, dict[str, Any]]:
