@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
 from heads import Size, select
-from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
+from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
 class DeepLabV3(nn.Module):
@@ -24,7 +24,8 @@ class DeepLabV3(nn.Module):
         channels: of each branch, the projection and the refinement.
         dilations: of the 3x3 branches, pixels of the feature map.
         dropout: share of the projected values that is dropped, in [0, 1).
-        class_weights: K weights of the classes in the loss; None: all 1.
+        class_weights: K weights of the classes in the cross entropy; None: all 1.
+        dice: weight of a Dice loss beside it, >= 0; see ``heads.segmentation.pixel_loss``.
         bn_eps: of the batch norms.
         bn_momentum: of the batch norms: the weight of the new batch.
     Raises:
@@ -45,6 +46,7 @@ class DeepLabV3(nn.Module):
         dilations: Sequence[int] = (12, 24, 36),
         dropout: float = 0.5,
         class_weights: Sequence[float] | None = None,
+        dice: float = 0.0,
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
     ) -> None:
@@ -62,6 +64,7 @@ class DeepLabV3(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
+        self.dice = check_dice(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the feature's stride."""
@@ -73,7 +76,7 @@ class DeepLabV3(nn.Module):
 
     def loss(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross entropy at the mask's size; mask [B, H, W] int64, 255 = ignored."""
-        return {"cross_entropy": pixel_loss(output, target, self.class_weights)}
+        return pixel_loss(output, target, self.class_weights, self.dice)
 
     def predict(self, output: Tensor, sizes: list[Size]) -> list[Tensor]:
         """Class maps [H, W] uint8 of the original sizes."""

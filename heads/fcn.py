@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
 from heads import Size, select
-from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
+from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
 class FCN(nn.Module):
@@ -21,7 +21,8 @@ class FCN(nn.Module):
         num_classes: K.
         high: the feature it reads; its stride is the output's.
         dropout: share of the values that is dropped, in [0, 1).
-        class_weights: K weights of the classes in the loss; None: all 1.
+        class_weights: K weights of the classes in the cross entropy; None: all 1.
+        dice: weight of a Dice loss beside it, >= 0; see ``heads.segmentation.pixel_loss``.
         bn_eps: of the batch norm.
         bn_momentum: of the batch norm: the weight of the new batch.
     Raises:
@@ -39,6 +40,7 @@ class FCN(nn.Module):
         high: str = "c5",
         dropout: float = 0.1,
         class_weights: Sequence[float] | None = None,
+        dice: float = 0.0,
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
     ) -> None:
@@ -50,6 +52,7 @@ class FCN(nn.Module):
         self.classifier = nn.Conv2d(spec.channels // 4, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
+        self.dice = check_dice(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the feature's stride."""
@@ -57,7 +60,7 @@ class FCN(nn.Module):
 
     def loss(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross entropy at the mask's size; mask [B, H, W] int64, 255 = ignored."""
-        return {"cross_entropy": pixel_loss(output, target, self.class_weights)}
+        return pixel_loss(output, target, self.class_weights, self.dice)
 
     def predict(self, output: Tensor, sizes: list[Size]) -> list[Tensor]:
         """Class maps [H, W] uint8 of the original sizes."""

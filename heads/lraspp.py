@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backbones import FeatureSpec
 from backbones.blocks import GATES, ConvNormAct, check_choice
 from heads import Size, select
-from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
+from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 TORCHVISION_NAMES = {
     "cbr.0": "branch.conv",
@@ -44,7 +44,8 @@ class LRASPP(nn.Module):
         pool_stride: their vertical and horizontal distance on that map.
         gate: "hard_sigmoid" or "sigmoid".
         gate_bias: whether the gate's convolution has biases.
-        class_weights: K weights of the classes in the loss; None: all 1.
+        class_weights: K weights of the classes in the cross entropy; None: all 1.
+        dice: weight of a Dice loss beside it, >= 0; see ``heads.segmentation.pixel_loss``.
         bn_eps: of the batch norm.
         bn_momentum: of the batch norm: the weight of the new batch.
     Raises:
@@ -70,6 +71,7 @@ class LRASPP(nn.Module):
         gate: str = "hard_sigmoid",
         gate_bias: bool = True,
         class_weights: Sequence[float] | None = None,
+        dice: float = 0.0,
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
     ) -> None:
@@ -85,6 +87,7 @@ class LRASPP(nn.Module):
         self.low_classifier = nn.Conv2d(low_spec.channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
+        self.dice = check_dice(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the low feature's stride."""
@@ -102,7 +105,7 @@ class LRASPP(nn.Module):
 
     def loss(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross entropy at the mask's size; mask [B, H, W] int64, 255 = ignored."""
-        return {"cross_entropy": pixel_loss(output, target, self.class_weights)}
+        return pixel_loss(output, target, self.class_weights, self.dice)
 
     def predict(self, output: Tensor, sizes: list[Size]) -> list[Tensor]:
         """Class maps [H, W] uint8 of the original sizes."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
 from heads import Size, select
-from heads.segmentation import class_maps, class_weight_tensor, pixel_loss
+from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss
 
 
 class RASPP(nn.Module):
@@ -23,7 +23,8 @@ class RASPP(nn.Module):
         high: the feature that both branches read; its stride is the output's.
         channels: F of the paper's Table 7, of each branch and of the projection.
         dropout: share of the projected channels' values that is dropped, in [0, 1).
-        class_weights: K weights of the classes in the loss; None: all 1.
+        class_weights: K weights of the classes in the cross entropy; None: all 1.
+        dice: weight of a Dice loss beside it, >= 0; see ``heads.segmentation.pixel_loss``.
         bn_eps: of the batch norms.
         bn_momentum: of the batch norms: the weight of the new batch.
     Raises:
@@ -42,6 +43,7 @@ class RASPP(nn.Module):
         channels: int = 256,
         dropout: float = 0.1,
         class_weights: Sequence[float] | None = None,
+        dice: float = 0.0,
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
     ) -> None:
@@ -55,6 +57,7 @@ class RASPP(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
+        self.dice = check_dice(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the feature's stride."""
@@ -65,7 +68,7 @@ class RASPP(nn.Module):
 
     def loss(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross entropy at the mask's size; mask [B, H, W] int64, 255 = ignored."""
-        return {"cross_entropy": pixel_loss(output, target, self.class_weights)}
+        return pixel_loss(output, target, self.class_weights, self.dice)
 
     def predict(self, output: Tensor, sizes: list[Size]) -> list[Tensor]:
         """Class maps [H, W] uint8 of the original sizes."""

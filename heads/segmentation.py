@@ -35,19 +35,35 @@ def class_weight_tensor(weights: Sequence[float] | None, num_classes: int) -> Te
     return torch.tensor(list(weights), dtype=torch.float32)
 
 
-def pixel_loss(logits: Tensor, mask: Tensor, class_weights: Tensor) -> Tensor:
-    """Cross entropy of the logits upsampled (bilinear, corners not aligned) to the mask's size.
+def pixel_loss(logits: Tensor, mask: Tensor, class_weights: Tensor, dice: float = 0.0) -> dict[str, Tensor]:
+    """Cross entropy, and Dice where it has a weight, of the logits upsampled to the mask's size (bilinear).
 
     Args:
         logits: [B, K, h, w].
         mask: [B, H, W] int64: class, or 255 = ignored.
-        class_weights: [K] float32.
+        class_weights: [K] float32, of the cross entropy.
+        dice: weight of the Dice loss, >= 0.
     Returns:
-        Scalar float32: the mean over the pixels by their classes' weights; 0 where every pixel is ignored.
+        Scalars float32. ``cross_entropy``: the mean over the pixels by their classes' weights; 0 where every pixel is
+        ignored. ``dice``, where it has a weight: that times the mean, over images, of 1 - 2 sum(p y) / sum(p + y),
+        averaged over the classes that the image shows.
     Raises:
         ValueError: a value of the mask is neither a class nor 255.
+    Source: Dice: V-Net, arXiv 1606.04797, section 3; with sum(p + y) for the sum of squares as is usual since.
     """
-    return _PixelLoss.apply(logits, mask, class_weights)
+    cross_entropy, overlap = _PixelLoss.apply(logits, mask, class_weights, dice)
+    return {"cross_entropy": cross_entropy, "dice": overlap} if dice else {"cross_entropy": cross_entropy}
+
+
+def check_dice(weight: float) -> float:
+    """The weight itself.
+
+    Raises:
+        ValueError: it is negative, infinite or no number.
+    """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"dice={weight}; expected a finite weight >= 0 of the Dice loss, and 0 for none")
+    return float(weight)
 
 
 class _PixelLoss(torch.autograd.Function):
@@ -59,40 +75,77 @@ class _PixelLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, mask: Tensor, class_weights: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, mask: Tensor, class_weights: Tensor, dice: float) -> tuple[Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False):
             rows = upsampling(logits.shape[2], mask.shape[1], logits.device)  # [H, h]
             columns = upsampling(logits.shape[3], mask.shape[2], logits.device)  # [W, w]
-            counts = torch.bincount(mask.flatten(), minlength=IGNORE + 1)
-            k = len(class_weights)
-            if counts[k:IGNORE].any() or len(counts) > IGNORE + 1:
-                strange = {
-                    value: int(n) for value, n in enumerate(counts.tolist()) if n and value >= k and value != IGNORE
-                }
-                raise ValueError(
-                    f"a mask holds values outside the head's {k} classes (value: pixels) {strange}; "
-                    "correct the masks, or the data set's class list"
-                )
-            table = F.pad(class_weights, (0, IGNORE + 1 - k))
-            table /= (table * counts).sum().clamp(min=torch.finfo(table.dtype).tiny)
-            loss, grads = table.new_zeros(()), []
+            table = _pixel_weights(mask, class_weights)
+            loss, overlap, grads = table.new_zeros(()), table.new_zeros(()), []
             for low, label in zip(logits.float(), mask, strict=True):
-                weight, label = table[label], label.masked_fill(label == IGNORE, 0)[None]
+                weight, counts = table[label], label != IGNORE
+                label = label.masked_fill(~counts, 0)[None]
                 log_p = F.log_softmax(rows @ (low @ columns.T), 0)  # [K, H, W]
                 loss -= (log_p.gather(0, label)[0] * weight).sum()
+                p = log_p.exp_()
+                pair = []
+                if dice:  # before p is overwritten
+                    scale = dice / len(mask)
+                    lost, grad = _dice(p, label, counts)
+                    overlap += scale * lost
+                    pair.append(rows.T @ grad.mul_(scale) @ columns)
                 if ctx.needs_input_grad[0]:
                     # d loss / d logit = weight x (p - one-hot), brought down by the transposed upsampling
-                    p = log_p.exp_().scatter_add_(0, label, log_p.new_full((), -1.0).expand_as(label))
-                    grads.append(rows.T @ p.mul_(weight) @ columns)
+                    p.scatter_add_(0, label, p.new_full((), -1.0).expand_as(label))
+                    grads.append(torch.stack([rows.T @ p.mul_(weight) @ columns, *pair]))
         if grads:
-            ctx.save_for_backward(torch.stack(grads).to(logits.dtype))
-        return loss
+            ctx.save_for_backward(torch.stack(grads, dim=1).to(logits.dtype))
+        return loss, overlap
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (grads,) = ctx.saved_tensors
-        return grads * grad.to(grads.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (saved,) = ctx.saved_tensors
+        total = sum(part * grad.to(part.dtype) for part, grad in zip(saved, grads, strict=False))
+        assert isinstance(total, Tensor)
+        return total, None, None, None
+
+
+def _pixel_weights(mask: Tensor, class_weights: Tensor) -> Tensor:
+    """The weight of a pixel by its value in the mask [256], so that all pixels' weights sum to 1."""
+    counts = torch.bincount(mask.flatten(), minlength=IGNORE + 1)
+    k = len(class_weights)
+    if counts[k:IGNORE].any() or len(counts) > IGNORE + 1:
+        strange = {value: int(n) for value, n in enumerate(counts.tolist()) if n and value >= k and value != IGNORE}
+        raise ValueError(
+            f"a mask holds values outside the head's {k} classes (value: pixels) {strange}; "
+            "correct the masks, or the data set's class list"
+        )
+    table = F.pad(class_weights, (0, IGNORE + 1 - k))
+    return table / (table * counts).sum().clamp(min=torch.finfo(table.dtype).tiny)
+
+
+def _dice(p: Tensor, label: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """One image's Dice loss, and its gradient by the logits.
+
+    Args:
+        p: [K, H, W], softmax.
+        label: [1, H, W] int64.
+        counts: [H, W] bool: whether a pixel does.
+    """
+    k = len(p)
+    right = p.gather(0, label)[0] * counts  # p of a pixel's own class
+    flat = label.flatten()
+    area = torch.bincount(flat, weights=counts.flatten().float(), minlength=k).to(p.dtype)
+    both = torch.bincount(flat, weights=right.flatten(), minlength=k).to(p.dtype)
+    total = (p.flatten(1) @ counts.flatten().to(p.dtype) + area).clamp(min=1)  # of a class that is shown: >= 1
+    share = (area > 0) / (area > 0).sum().clamp(min=1)
+    loss = (share * (1 - 2 * both / total)).sum()
+    # d loss / d p = a_k - b_k [k is the pixel's class]; softmax takes its mean under p off, and multiplies by p
+    a, b = share * 2 * both / total**2, share * 2 / total
+    own = b[flat].view_as(right) * right
+    mean = (a @ p.flatten(1)).view_as(right) * counts - own
+    grad = p * (a[:, None, None] * counts - mean)
+    return loss, grad.scatter_add_(0, label, -own[None])
 
 
 def upsampling(size: int, to: int, device: torch.device) -> Tensor:

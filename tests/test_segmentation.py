@@ -29,7 +29,7 @@ def plain_loss(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
 def test_loss_and_gradient_equal_interpolate_and_cross_entropy(size: tuple[int, int], weights: Tensor) -> None:
     logits, mask = batch(size)
     (expected,) = torch.autograd.grad(2 * plain_loss(logits, mask, weights), logits)
-    loss = pixel_loss(logits, mask, weights)
+    loss = pixel_loss(logits, mask, weights)["cross_entropy"]
     (gradient,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
     torch.testing.assert_close(loss, plain_loss(logits, mask, weights), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
@@ -40,27 +40,58 @@ def test_loss_and_gradient_equal_interpolate_and_cross_entropy(size: tuple[int, 
 def test_loss_of_extreme_logits_is_finite() -> None:
     logits, mask = batch((20, 20))
     torch.testing.assert_close(
-        pixel_loss(1e4 * logits, mask, torch.ones(5)), plain_loss(1e4 * logits, mask, torch.ones(5))
+        pixel_loss(1e4 * logits, mask, torch.ones(5))["cross_entropy"], plain_loss(1e4 * logits, mask, torch.ones(5))
     )
 
 
 def test_loss_under_autocast_and_without_gradient() -> None:
     logits, mask = batch((28, 36))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = pixel_loss(logits.bfloat16(), mask, torch.ones(5))
+        loss = pixel_loss(logits.bfloat16(), mask, torch.ones(5))["cross_entropy"]
     loss.backward()
     assert loss.dtype == torch.float32
     assert logits.grad is not None
     with torch.no_grad():
-        torch.testing.assert_close(pixel_loss(logits, mask, torch.ones(5)), loss, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(pixel_loss(logits, mask, torch.ones(5))["cross_entropy"], loss, rtol=1e-2, atol=1e-2)
 
 
 def test_loss_of_ignored_pixels_only_is_zero() -> None:
     logits, mask = batch((28, 36))
-    loss = pixel_loss(logits, torch.full_like(mask, 255), torch.ones(5))
+    loss = sum(pixel_loss(logits, torch.full_like(mask, 255), torch.ones(5), dice=2.0).values())
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def plain_dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """Class by class, of the definition."""
+    p = F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
+    images = []
+    for image, labels in zip(p, mask, strict=True):
+        seen = labels != 255
+        shown = labels[seen].unique().tolist()
+        pairs = [(image[k][seen], (labels[seen] == k).float()) for k in shown]
+        images.append(sum(1 - 2 * (q * y).sum() / (q.sum() + y.sum()) for q, y in pairs) / len(pairs))
+    return sum(images) / len(images)
+
+
+@pytest.mark.parametrize("shown", [5, 2])
+def test_dice_and_its_gradient_equal_the_definition(shown: int) -> None:
+    logits, mask = batch((28, 36))
+    mask[(mask >= shown) & (mask != 255)] = 0
+    weights = torch.tensor([0.5, 2.0, 0.0, 1.0, 7.0])
+    losses = pixel_loss(logits, mask, weights, dice=0.7)
+    torch.testing.assert_close(losses["dice"], 0.7 * plain_dice(logits, mask), rtol=1e-5, atol=1e-6)
+    total = plain_loss(logits, mask, weights) + 3 * 0.7 * plain_dice(logits, mask)
+    (expected,) = torch.autograd.grad(total, logits)
+    (gradient,) = torch.autograd.grad(losses["cross_entropy"] + 3 * losses["dice"], logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_dice_s_weight_is_checked(weight: float) -> None:
+    with pytest.raises(ValueError, match="dice="):
+        segmentation.check_dice(weight)
 
 
 @pytest.mark.parametrize("value", [5, 254, 300])

@@ -32,7 +32,7 @@ TABLE_KEYS = {
     "quoted", "ms", "why", "tried", "rows",
 }  # fmt: skip
 ROW_KEYS = {"row", "source", "config", "size", "batch_norm", "score", "ms", "less", "to", "why", "tried", "claim"}
-TRIED_KEYS = {"figure", "config", "size", "batch_norm", "resizing"}
+TRIED_KEYS = {"figure", "config", "size", "batch_norm", "folded", "resizing"}
 
 
 class Network(NamedTuple):
@@ -44,6 +44,8 @@ class Network(NamedTuple):
     """Height, width of the input, px."""
     batch_norm: bool = True
     """Whether parameters include batch norm's scale and shift."""
+    folded: bool = False
+    """Parameters instead with one bias for each channel of a batch norm, and none in squeeze-excite."""
     resizing: int = 0
     """Multiply-adds for each value of a bilinearly resized map, the final one at the input's size included."""
 
@@ -193,9 +195,13 @@ def _row(where: str, node: Mapping[str, Any], table: Mapping[str, Any]) -> Row:
 
 def _network(command: str, overrides: Sequence[str], given: Mapping[str, Any]) -> Network:
     last = {override.partition("=")[0]: override for override in overrides}  # a row's own word replaces its table's
-    batch_norm = given.get("batch_norm") in (None, "true")
     return Network(
-        command, tuple(last.values()), side_lengths(given["size"]), batch_norm, int(given.get("resizing", 0))
+        command,
+        tuple(last.values()),
+        side_lengths(given["size"]),
+        batch_norm=given.get("batch_norm") in (None, "true"),
+        folded=given.get("folded") == "true",
+        resizing=int(given.get("resizing", 0)),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from torch.utils.flop_counter import FlopCounterMode
 
+from backbones.blocks import SqueezeExcite
 from tasks.cli import compose
 from tasks.reporting import latency
 from tasks.reporting.costs import Costs, count
@@ -128,7 +129,11 @@ def count_as(network: Network) -> tuple[int, int]:
     more = 0
     if network.resizing:
         more = _resizing(build_meta(network.command, network.overrides), network.size, network.resizing)
-    return costs.madds + more, costs.params if network.batch_norm else costs.params_without_bn
+    params = costs.params if network.batch_norm else costs.params_without_bn
+    if network.folded:  # batch norm into the convolution before it, whose bias its shift becomes
+        shifts = (costs.params - costs.params_without_bn) // 2
+        params = costs.params_without_bn + shifts - _gate_biases(build_meta(network.command, network.overrides))
+    return costs.madds + more, params
 
 
 @cache
@@ -144,6 +149,11 @@ def build_meta(command: str, overrides: tuple[str, ...]) -> Model:
 
 
 _compose = cache(compose)
+
+
+def _gate_biases(model: Model) -> int:
+    gates = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
+    return sum(layer.bias.numel() for gate in gates for layer in (gate.reduce, gate.expand) if layer.bias is not None)
 
 
 def _resizing(model: Model, size: tuple[int, int], each: int) -> int:

@@ -25,7 +25,8 @@ STATUSES = {
 }
 NOT_ARCHITECTURE = {
     "name", "weights", "bn_momentum", "padding", "head_width", "head_activation", "num_classes", "class_weights",
-    "dropout", "label_smoothing", "first_map_anchors", "min_scale", "max_scale", "loss", "box_loss", "box_weight",
+    "dice", "dropout", "label_smoothing", "first_map_anchors", "min_scale", "max_scale", "loss", "box_loss",
+    "box_weight",
     "match_iou", "negatives", "focal_alpha", "focal_gamma", "score_threshold", "candidates", "nms_iou", "detections",
 }  # fmt: skip
 """Keys of backbone and head that leave the network what it is, but for the head's columns."""
