@@ -28,7 +28,10 @@ def build(task: str, overrides: Sequence[str] = ()) -> Model:
     from tasks.cli import compose
     from tasks.training.build import model_from_config
 
-    return model_from_config(compose(task, overrides)).eval()
+    config = compose(task, overrides)
+    if "heads" not in config:
+        raise ValueError(f"tasks.{task} trains no model; expected classify, detect, segment or multitask")
+    return model_from_config(config).eval()
 
 
 def load(run: str | Path, trust: bool = False) -> Model:

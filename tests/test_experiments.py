@@ -12,15 +12,17 @@ import pytest
 import torch
 from fixtures import ROOT, Command
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from tasks import build
 from tasks.cli import compose
 from tasks.data.cityscapes import CLASSES
 from tasks.training.balance import Balance
-from tasks.training.build import plain
+from tasks.training.build import complete, make_model, plain, read_data
 from tasks.training.module import TaskModule
 from tasks.training.schedule import Budget, Growth, Schedule
+from tasks.training.setup import check, load_splits
 
 FOLDER = ROOT / "conf" / "experiment"
 NAMES = sorted(
@@ -255,9 +257,11 @@ def test_a_recipe_runs_on_its_data_sets_layout(
     name: str, command: Command, roots: dict[str, Path], tmp_path: Path
 ) -> None:
     overrides = [*TINY, *OFFLINE.get(name, [])]
+    if config_of(name)["train_size"]:
+        overrides += ["train_size=[64,64]", "image_size=[64,128]"]
     recipe = config_of(name, *overrides)
     words = [task_of(name), f"experiment={name}", f"data.root={roots[recipe['data']['name']]}"]
-    done = command(*words, *overrides)
+    command(*words, *overrides)
     (record,) = records(tmp_path)
     ran = record["config"]
     for part in ("optimizer", "schedule", "ema", "augment", "mix", "evaluation", "backbone", "bn_momentum", "trainer"):
@@ -268,14 +272,25 @@ def test_a_recipe_runs_on_its_data_sets_layout(
     assert record["train_seconds"] > 0
     assert record["metrics"]
     assert all(0 <= value <= 1 for value in record["metrics"].values() if value is not None)
-    if "weights=<run folder>" in note(name):
-        folder = next(line for line in done.stdout.splitlines() if line.startswith("run folder")).split()[2]
-        again = [*overrides, f"weights={folder}", "trainer.max_epochs=0", "image_size=[64,128]"]
-        command(*words, *again)
-        scored = records(tmp_path)[1]
-        assert scored["train_seconds"] == 0
-        assert scored["image_size"] == [64, 128]
-        assert scored["params"] == record["params"]
+    assert record["image_size"] == recipe["image_size"]
+    assert ran["train_size"] == recipe["train_size"]
+
+
+def test_training_may_see_another_size_than_scoring(roots: dict[str, Path]) -> None:
+    words = [f"data.root={roots['cityscapes']}", "train_size=[48,64]", "image_size=[64,96]", "data.val=null"]
+    config = plain(compose("segment", ["data=cityscapes", *words]))
+    splits = load_splits(read_data(config), config, Console(quiet=True))
+    batch, whole = splits["train"][0, 0]["item"], splits["test"][0, 0]["item"]
+    assert batch["image"].shape[-2:] == (48, 64)
+    assert batch["mask"].shape[-2:] == (48, 64)
+    assert whole["image"].shape[-2:] == (64, 96)
+    assert make_model(complete(config)[0], complete(config)[1]).image_size == (64, 96)
+
+
+@pytest.mark.parametrize(("value", "problem"), [("16", "at least 32 px"), ("[64,64,64]", "whole numbers")])
+def test_a_training_size_is_checked(value: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=rf"train_size is .*{problem}"):
+        check(plain(compose("segment", [f"train_size={value}"])))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

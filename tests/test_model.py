@@ -68,6 +68,8 @@ def test_rows_restrict_a_head_to_its_samples() -> None:
 def test_a_head_of_another_task_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Linear is a head for classify, not for detect.*tasks\.classify"):
         build("detect", ["head=linear", "head.num_classes=3"])
+    with pytest.raises(ValueError, match=r"tasks\.export trains no model"):
+        build("export")
 
 
 @pytest.mark.parametrize("size", [(320, 320), (257, 301)])

@@ -424,7 +424,13 @@ def test_video(runs: dict[str, Path], tmp_path: Path) -> None:
     run(runs["classify"], file, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
     assert [row["file"] for row in rows] == [f"clip.mp4#{i + 1}" for i in range(12)]
-    assert (tmp_path / "out" / "drawn" / "clip_000012.jpg").is_file()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.csv", "drawn.mp4"]
+    drawn = [frame.load() for frame in open_frames(str(tmp_path / "out" / "drawn.mp4"), LIMIT).items]
+    assert len(drawn) == 12
+    with av.open(str(tmp_path / "out" / "drawn.mp4")) as video:
+        assert video.streams.video[0].average_rate == 10
+    corner = [float(picture[:2, -2:].mean()) for picture in drawn]  # away from the label
+    assert corner == pytest.approx([20 * i for i in range(12)], abs=12)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"bad\.mp4 cannot be read as a video"):
         open_frames(str(tmp_path / "bad.mp4"), LIMIT)

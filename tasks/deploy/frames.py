@@ -12,6 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +23,8 @@ from tasks.data.folder import EXTENSIONS
 from tasks.data.images import decode, open_zip, split_source
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp")
+USUAL_RATE = Fraction(25)
+"""Frames a second of a video that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Frames:
     """How many; None where a video does not say."""
     root: Path | None = None
     """The folder that was searched."""
+    rate: Fraction | None = None
+    """Of a video: frames a second."""
     left_alone: Counter[str] = field(default_factory=Counter)
     """Suffix -> files there that are no images by their names."""
 
@@ -153,7 +158,7 @@ def from_video(path: Path, max_pixels: int) -> Frames:
         raise ValueError(f"{path} cannot be read as a video ({error}); restore it") from error
     if width * height > max_pixels:
         raise ValueError(f"{path} has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down")
-    return Frames(_video(av, path), total or None)
+    return Frames(_video(av, path), total or None, rate=rate or USUAL_RATE)
 
 
 def _video(av: Any, path: Path) -> Iterator[Frame]:

@@ -63,7 +63,7 @@ def predict(composed: DictConfig) -> None:
     console = Console(highlight=False, markup=False)
     introduce(console, predictor, frames, config)
     tally = Tally(console, frames.total)
-    with Output(out, predictor.classes, config["annotations"]) as output:
+    with Output(out, predictor.classes, config["annotations"], frames.rate) as output:
         try:
             work(predictor, itertools.chain(first, items), output, tally, config)
         except KeyboardInterrupt:
@@ -145,7 +145,7 @@ def work(
     ):
         for seen in written:
             if seen.problem is None:
-                output.add(seen.frame, seen.size, seen.predictions)
+                output.add(seen.frame, seen.size, seen.predictions, seen.drawing)
             else:
                 output.skip(printable(seen.problem))
             tally.add(seen)
@@ -160,6 +160,7 @@ def save(seen: Seen, output: Output, threshold: float, limit: int) -> Seen:
     began = time.perf_counter()
     seen.predictions = {task: shortened(prediction, limit) for task, prediction in seen.predictions.items()}
     drawing = None if seen.shown is None else draw(seen.shown, seen.predictions, output.classes, threshold)
+    seen.drawing = None if output.video is None else drawing  # a video's frames are encoded in order, later
     try:
         output.save(seen.frame, seen.predictions, drawing)
     except OSError as error:

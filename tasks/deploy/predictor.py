@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from heads import Size
@@ -100,6 +101,8 @@ class Seen:
     """[3, H, W] uint8 at the network's size."""
     shown: Picture | None = None
     """To draw on."""
+    drawing: Image.Image | None = None
+    """A frame of the video that is written."""
     predictions: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
     """Why there is nothing of it."""

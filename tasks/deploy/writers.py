@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -20,10 +21,12 @@ from PIL import Image
 
 from heads import Size
 from tasks.deploy.frames import Frame
+from tasks.deploy.video import Video
 from tasks.reporting.drawing import as_array, colour
 from tasks.reporting.overlay import PALETTE_BYTES
 
 SKIPPED = "skipped.txt"
+VIDEO = "drawn.mp4"
 
 _numbers = itertools.count()
 
@@ -224,10 +227,18 @@ class Output:
         out: the folder; made when it is entered.
         classes: task -> class names.
         annotations: see ``Ids``.
+        rate: of the video that drawings become, frames a second; None: each becomes a picture.
     """
 
-    def __init__(self, out: Path, classes: Mapping[str, Sequence[str]], annotations: str | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        classes: Mapping[str, Sequence[str]],
+        annotations: str | None = None,
+        rate: Fraction | None = None,
+    ) -> None:
         self.out, self.classes, self.annotations = out, classes, annotations
+        self.video = None if rate is None else Video(out / VIDEO, rate)
         self.writers: dict[str, Writer] = {}
         self.skipped: Growing | None = None
         self.count = 0
@@ -245,15 +256,17 @@ class Output:
         return self
 
     def save(self, frame: Frame, predictions: Mapping[str, Any], drawing: Image.Image | None) -> None:
-        """Write an image's own files."""
-        if drawing is not None:
+        """Write an image's own files; in any order."""
+        if drawing is not None and self.video is None:
             self.drawn = True
             put(self.out / "drawn" / f"{frame.stem}.jpg", lambda path: drawing.save(path, "JPEG", quality=90))
         for task, prediction in predictions.items():
             self.writers[task].save(frame, prediction)
 
-    def add(self, frame: Frame, size: Size, predictions: Mapping[str, Any]) -> None:
-        """Append an image to the lists."""
+    def add(self, frame: Frame, size: Size, predictions: Mapping[str, Any], drawing: Image.Image | None = None) -> None:
+        """Append an image to the lists, and to the video."""
+        if drawing is not None and self.video is not None:
+            self.video.add(drawing)
         for task, prediction in predictions.items():
             self.writers[task].add(frame, size, prediction)
         self.count += 1
@@ -266,7 +279,8 @@ class Output:
     def contents(self) -> str:
         """What there is in the folder: ``drawn, detections.json, images.json``."""
         skipped = [SKIPPED] if self.skipped is not None and self.skipped.rows else []
-        return ", ".join([*(["drawn"] if self.drawn else []), *(path.name for path in self.files), *skipped])
+        drawn = ["drawn"] if self.drawn else [VIDEO] if self.video is not None and self.video.frames else []
+        return ", ".join([*drawn, *(path.name for path in self.files), *skipped])
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
@@ -274,7 +288,9 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """End the lists; where no image went well none is left."""
+        """End the lists and the video; where no image went well none is left."""
+        if self.video is not None:
+            self.video.close()
         for writer in self.writers.values():
             self.files += writer.close(self.count > 0)
         if self.skipped is not None:

@@ -48,21 +48,23 @@ def keep_memory() -> None:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuse what would fail later, before any data is read; a single number as ``image_size`` becomes a square.
+    """Refuse what would fail later, before any data is read; a single number as a size becomes a square.
 
     Raises:
         ValueError: names the key, its value and what was expected.
     """
-    size = config["image_size"]
-    config["image_size"] = [size, size] if isinstance(size, int) else size
-    numbers = {"image_size": config["image_size"], "batch_size": config["batch_size"]}
+    sizes = {key: config[key] for key in ("image_size", "train_size") if config.get(key) is not None}
+    sizes = {key: [size, size] if isinstance(size, int) else size for key, size in sizes.items()}
+    config |= sizes
+    numbers = sizes | {"batch_size": config["batch_size"]}
     numbers |= {"eval_batch_size": config["eval_batch_size"], "trainer.accumulate": config["trainer"]["accumulate"]}
     for key, value in numbers.items():
         values = value if isinstance(value, list) else [value]
         if len(values) not in (1, 2) or not all(type(number) is int and number > 0 for number in values):
             raise ValueError(f"{key} is {value}; expected whole numbers above 0")
-    if min(config["image_size"]) < 32:
-        raise ValueError(f"image_size is {config['image_size']}; expected at least 32 px a side")
+    for key, size in sizes.items():
+        if min(size) < 32:
+            raise ValueError(f"{key} is {size}; expected at least 32 px a side")
     if config["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator is gpu, but torch sees none here; leave it out, or install torch for CUDA"
@@ -115,8 +117,8 @@ def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> d
         ValueError: an image that cannot be read, or nothing to train on.
     """
     tasks = tuple(config["heads"])
-    size = (config["image_size"][0], config["image_size"][1])
-    augment, plain_view = make(config["augment"])(size), make(config["evaluation"])(size)
+    sizes = [(size[0], size[1]) for size in (config.get("train_size") or config["image_size"], config["image_size"])]
+    augment, plain_view = make(config["augment"])(sizes[0]), make(config["evaluation"])(sizes[1])
     left = config["cache_gb"] * 2**30
     on_error = config["data"].get("on_error", "fail")
     splits = {}
