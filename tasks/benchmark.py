@@ -28,6 +28,7 @@ python -m tasks.benchmark [what] [key=value ...]
   how                       rounds=100   seconds=60 (most, for what runs side by side)   photo=<a JPEG>
                             memory=true (peak of a fresh process)   results=results.jsonl (null: no records)
   peer                      rows=step_large,coco ... (rows=? lists them)   rounds=   threads=2   engine=
+                            profile=true (where the time goes, on both sides)
                             bccd=<folder> camvid=<folder> (input_*; else drawn scenes)   images=5000 (coco)
   paper                     table=3,4,6   engine=   threads=   rounds=
   out=table.md              a file for the table, beside the screen
@@ -44,7 +45,7 @@ KEYS = {
     "cost": TIMED - {"run"} | {"plot"},
     "roofline": {"task", "backbone", "head", "image_size", "width", "threads", "batch", "rounds", "out"},
     "paper": {"table", "engine", "threads", "rounds", "seconds", "out"},
-    "peer": {"peer", "rows", "rounds", "threads", "engine", "bccd", "camvid", "images", "batch", "out"},
+    "peer": {"peer", "rows", "rounds", "threads", "engine", "profile", "bccd", "camvid", "images", "batch", "out"},
     "check": {"check", "engine", "backbone", "image_size", "threads", "trials", "rounds", "out"},
 }
 """What is measured -> the keys that it knows."""
@@ -74,6 +75,7 @@ class Options:
     trials: int = 40
     photo: str | None = None
     memory: bool = True
+    profile: bool = False
     results: str | None = "results.jsonl"
     plot: str = "cost.svg"
     peer: str | None = None
@@ -151,9 +153,9 @@ def read(key: str, text: str) -> object:
     except ValueError:
         expected = "sides of at least 32 px such as 224 or 512x1024" if key == "image_size" else "numbers above 0"
         raise ValueError(f"{key}={text}; expected {expected}") from None
-    if key == "memory":
+    if key in ("memory", "profile"):
         if text not in ("true", "false"):
-            raise ValueError(f"memory={text}; expected true or false")
+            raise ValueError(f"{key}={text}; expected true or false")
         return text == "true"
     if key == "results" and text in ("null", "none"):
         return None

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from fixtures import ROOT, Command
 
 from tasks import benchmark, build
-from tasks.deploy import cases, peer, printed, roofline, timing
+from tasks.deploy import cases, peer, peer_profile, printed, roofline, timing
 from tasks.reporting.comparison import compare
 from tasks.reporting.ledger import read_ledger
 from tasks.reporting.results import read_records, write_record
@@ -109,7 +110,7 @@ def test_rows_of_peer_are_chosen_by_name_and_pattern() -> None:
 def outcome(ours: float, theirs: float, apart: float | None, n: int = 20) -> peer.Outcome:
     noise = 1 + np.random.default_rng(0).normal(0, 0.01, (n, 2))
     times = timing.Timings(("ours", "theirs"), np.array([ours, theirs]) * noise, 4, True)
-    return peer.Outcome("step_small", times, (32, 32), apart, [], "")
+    return peer.Outcome("step_small", times, (32, 32), apart, [], "", [])
 
 
 def test_peers_are_judged_by_ratio_target_and_equal_results() -> None:
@@ -121,6 +122,25 @@ def test_peers_are_judged_by_ratio_target_and_equal_results() -> None:
     assert peer.agrees(reached)
     assert not peer.agrees(missed)
     assert "320.0 img/s" in lines[2] or "32" in lines[2]
+
+
+def test_a_profile_shows_both_sides_operators_and_the_engine_s_share() -> None:
+    x = torch.randn(256, 256)
+    seen = [peer_profile.profile(call, None) for call in (lambda: x @ x, lambda: (x @ x).relu())]
+    assert seen[0]["operators"]["aten::mm"] > 0
+    assert "aten::relu" not in seen[0]["operators"]
+    assert seen[1]["operators"]["aten::mm"] > 0
+    one = outcome(5, 20, None)._replace(profiles=seen)
+    lines = peer.profile_lines(one)
+    assert any(line.startswith("| aten::mm | ") for line in lines)
+    assert lines[-1].startswith("| all | ")
+    assert float(lines[-1].split("|")[2]) == pytest.approx(sum(seen[0]["operators"].values()), abs=0.06)
+    engine = peer_profile.profile(lambda: x @ x, lambda: time.sleep(0.002))
+    assert (engine["floor"] or 0) >= 2
+    (_, line) = peer.profile_lines(one._replace(profiles=[engine | {"floor": 2.5}, seen[1]]))
+    assert "takes 2.50 of our 5.0" in line
+    assert line.endswith("the ratio would be 8.0x")
+    assert peer.profile_lines(outcome(5, 20, None)) == []
 
 
 def test_results_differ_by_their_largest_number_or_their_digest() -> None:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from tasks.benchmark import Options
 from tasks.cli import suggest
-from tasks.deploy import available, facts, machine, timing
+from tasks.deploy import available, facts, machine, peer_profile, timing
 from tasks.deploy.cases import cores, engines_of
+from tasks.deploy.peer_profile import Profile
 from tasks.deploy.progress import Progress, show
 
 
@@ -111,13 +112,22 @@ class Side:
 
     def turn(self) -> float:
         """Milliseconds of one turn."""
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # it has ended: its answer says so
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-        answer = self.answer()
+        answer = self.ask("go")
         self.check = answer.get("check", self.check)
         return float(answer["ms"])
+
+    def profile(self) -> Profile:
+        """Where a turn's time goes."""
+        found: Profile = self.ask("profile")["profile"]
+        return found
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """What it says to a word."""
+        assert self.process.stdin
+        with suppress(BrokenPipeError):  # it has ended: its answer says so
+            self.process.stdin.write(f"{word}\n")
+            self.process.stdin.flush()
+        return self.answer()
 
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout
@@ -153,6 +163,8 @@ class Outcome(NamedTuple):
     """Largest difference between the sides' results; None where they have nothing to compare."""
     noise: list[str]
     detail: str
+    profiles: list[Profile]
+    """Of ours and theirs; empty where none was asked for."""
 
 
 def work(options: Options) -> int:
@@ -168,6 +180,7 @@ def work(options: Options) -> int:
         "batch": options.batch[0] if options.batch != [1] else None,
         "roots": {"bccd": options.bccd, "camvid": options.camvid},
         "images": options.images,
+        "profile": options.profile,
     }
     progress, watch = Progress(len(rows)), machine.Watch()
     outcomes: list[Outcome] = []
@@ -189,7 +202,8 @@ def work(options: Options) -> int:
                 interrupted = True
                 break
         progress.step()
-    show([*table(outcomes), "", *notes(outcomes, left_out, count, engine, watch.load(), asked)], options.out)
+    shown = [*table(outcomes), *(line for one in outcomes for line in profile_lines(one))]
+    show([*shown, "", *notes(outcomes, left_out, count, engine, watch.load(), asked)], options.out)
     return 130 if interrupted else 1 if left_out or any(not agrees(one) for one in outcomes) else 0
 
 
@@ -242,9 +256,9 @@ def measure_row(name: str, asked: dict[str, Any], threads: int, rounds: int | No
             raise KeyboardInterrupt
         noise = machine.noise(watch.load(), times.ms[:, 0] / times.ms[:, 1])
         detail = "; ".join(dict.fromkeys(side.detail for side in sides if side.detail))
-        return Outcome(
-            name, times, (sides[0].items, sides[1].items), difference(*(s.check for s in sides)), noise, detail
-        )
+        same = difference(*(side.check for side in sides))
+        profiles = [side.profile() for side in sides] if asked["profile"] else []
+        return Outcome(name, times, (sides[0].items, sides[1].items), same, noise, detail, profiles)
     finally:
         for one in sides:
             one.stop()
@@ -291,6 +305,12 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         same = "-" if one.apart is None else f"{'yes' if agrees(one) else 'NO'} ({one.apart:.1e})"
         lines.append(f"| {' | '.join([*cells, same, 'noisy' if one.noise else ''])} |")
     return lines
+
+
+def profile_lines(one: Outcome) -> list[str]:
+    """What ``profile=true`` adds for a row."""
+    turns = [timing.summarise(one.times.ms[:, side]).median for side in (0, 1)]
+    return peer_profile.lines(one.name, one.profiles, turns) if one.profiles else []
 
 
 def work_text(one: Outcome, side: int) -> str:

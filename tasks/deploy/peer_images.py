@@ -98,7 +98,9 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
         load_model(model, str(Path(folder) / "theirs.pth"))
     runner = open_model(model, asked["engine"], asked["threads"], batch=1)
     run = our_run(runner, command)
-    return Work(lambda: run(image), 1, summarised(run(image)), f"ours in {runner.name} {runner.version}")
+    batch = runner.fit(image)[None]
+    detail = f"ours in {runner.name} {runner.version}"
+    return Work(lambda: run(image), 1, summarised(run(image)), detail, floor=lambda: runner.run(batch))
 
 
 def our_run(runner: Runner, command: str) -> Outputs:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tasks.deploy.peer_profile import profile
 from tasks.deploy.timing import timed
 
 
@@ -26,6 +27,8 @@ class Work(NamedTuple):
     """For the notes."""
     turn: Callable[[], float] | None = None
     """Says its own milliseconds, where not all that ``call`` does counts."""
+    floor: Callable[[], object] | None = None
+    """The engine's call alone, see ``peer_profile``."""
     late: bool = False
     """What a timed call returns is what the other side must give, too: it takes too long to call it once more."""
 
@@ -51,8 +54,10 @@ def main() -> None:
         return
     turn = work.turn or timed(work.call, asked["prime"])
     answer(check=work.check, items=work.items, detail=work.detail)
-    for _ in sys.stdin:
-        if work.late:
+    for line in sys.stdin:
+        if line.startswith("profile"):
+            answer(profile=profile(work.call, work.floor))
+        elif work.late:
             start = time.perf_counter()
             check = work.call()
             answer(ms=(time.perf_counter() - start) * 1000, check=check)
