@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -138,7 +139,7 @@ def test_a_profile_shows_both_sides_operators_and_the_engine_s_share() -> None:
     engine = peer_profile.profile(lambda: x @ x, lambda: time.sleep(0.002))
     assert (engine["floor"] or 0) >= 2
     (_, line) = peer.profile_lines(one._replace(profiles=[engine | {"floor": 2.5}, seen[1]]))
-    assert "takes 2.50 of our 5.0" in line
+    assert re.search(r"takes 2\.50 of our (4\.9|5\.0)\d ms", line)
     assert line.endswith("the ratio would be 8.0x")
     assert peer.profile_lines(outcome(5, 20, None)) == []
 

@@ -91,6 +91,7 @@ class Side:
         words = {"row": row, "side": side, "module": ROWS[row].module, "threads": threads, **asked}
         words["prime"] = ROWS[row].prime
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment |= {"KINETO_LOG_LEVEL": "6"}  # the profiler looks for GPUs, and says so at length
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         self.name = f"{side} of {row}"

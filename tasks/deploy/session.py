@@ -86,7 +86,7 @@ class Runner:
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """An image [H, W, 3] uint8 RGB as the network takes it: [3, *image_size] uint8, resized as in evaluation."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
         return self._view({"image": tv_tensors.Image(pixels)})["image"].as_subclass(torch.Tensor).contiguous().numpy()
 
 
