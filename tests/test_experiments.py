@@ -276,6 +276,18 @@ def test_a_recipe_runs_on_its_data_sets_layout(
     assert ran["train_size"] == recipe["train_size"]
 
 
+def test_ten_minutes_name_their_data_and_budget() -> None:
+    names = sorted(path.stem for path in (FOLDER / "ten_minutes").glob("*.yaml"))
+    assert names == ["camvid", "cifar10"]
+    for name in names:
+        config = plain(compose(task_of(f"ten_minutes/{name}"), [f"experiment=ten_minutes/{name}"]))
+        assert config["data"]["name"] == name
+        assert config["trainer"]["max_time"] == "00:00:10:00"
+    lighter = np.array(compose("segment", ["experiment=ten_minutes/camvid"]).head.class_weights)
+    usual = np.array(compose("segment", ["data=camvid"]).head.class_weights)  # of the root of the share; here its root
+    np.testing.assert_allclose(lighter**2 / usual, np.mean(lighter**2 / usual), rtol=0.03)
+
+
 def test_training_may_see_another_size_than_scoring(roots: dict[str, Path]) -> None:
     words = [f"data.root={roots['cityscapes']}", "train_size=[48,64]", "image_size=[64,96]", "data.val=null"]
     config = plain(compose("segment", ["data=cityscapes", *words]))
