@@ -17,6 +17,7 @@ from tasks import build
 from tasks.cli import compose
 from tasks.training.build import plain
 from tasks.training.model import Model
+from tasks.training.run import make_balance
 
 CONF = ROOT / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
@@ -43,6 +44,23 @@ def test_choices_for_all_commands_compose(choice: str) -> None:
     group, name = choice.split("/", 1)
     for command in COMMANDS:
         assert plain(compose(command, [f"{group}={name}"]))[group]["_target_"]
+
+
+def test_dicts_that_are_empty_by_default_can_be_set() -> None:
+    words = ["freeze={backbone: 0.2}", "data=combined", "data.repeats={clothing: 2}", "balance.weights={classify: 0.3}"]
+    config = plain(compose("multitask", words))
+    assert config["freeze"] == {"backbone": 0.2}
+    assert config["balance"]["weights"] == {"classify": 0.3}
+    assert config["data"]["repeats"] == {"clothing": 2}
+
+
+def test_a_recipe_s_weight_of_a_task_taken_out_does_not_count() -> None:
+    config = plain(compose("multitask", ["~heads.classify", "tasks=[detect,segment]"]))
+    assert "classify" in config["balance"]["weights"]
+    assert make_balance(config).weights == {"detect": 1.0, "segment": 2.0}
+    config["balance"]["weights"] = {"clasify": 0.3}
+    with pytest.raises(ValueError, match="clasify"):
+        make_balance(config)
 
 
 @pytest.mark.parametrize("name", GROUPS["data"])

@@ -11,15 +11,17 @@ from hydra.utils import instantiate
 from tasks.data import NOT_ARGUMENTS, SPLITS, DataSet, Sample, check_splits
 
 
-def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int]) -> DataSet:
+def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int] | None) -> DataSet:
     """Read every part by its own reader and join them.
 
     Args:
         parts: name -> what that data set's yaml says.
-        repeats: name -> how often the part's training samples count in a pass, so that a small one is not drowned.
+        repeats: name -> how often the part's training samples count in a pass, so that a small one is not drowned;
+            None: once.
     Raises:
         ValueError: no parts, a part that is not there in ``repeats``; or see ``combine`` and the parts' readers.
     """
+    repeats = repeats or {}
     for name, times in repeats.items():
         if name not in parts or times < 1:
             raise ValueError(f"data.repeats has {name}: {times}; expected 1 or more for one of {', '.join(parts)}")

@@ -22,6 +22,7 @@ from tasks.training import callbacks, checkpoint, earlier, setup
 from tasks.training.balance import Balance
 from tasks.training.build import complete, make_model, plain, read_data, without_weights
 from tasks.training.evaluate import Metrics, evaluate
+from tasks.training.metrics import METRICS
 from tasks.training.model import Model
 from tasks.training.module import TaskModule
 from tasks.training.record import make_record
@@ -152,7 +153,7 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         schedule=Schedule(**config["schedule"]),
         growth=Growth(**config["growth"]),
         budget=setup.make_budget(config, samples),
-        balance=Balance(tuple(config["heads"]), **config["balance"]),
+        balance=make_balance(config),
         samples=samples,
         batch_size=config["batch_size"] * config["trainer"]["accumulate"],
         seed=config["seed"],
@@ -160,8 +161,20 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         ema_cap=config["ema"]["cap"],
         bn_momentum=config["bn_momentum"],
         backbone_lr=config["backbone_lr"],
-        freeze=config["freeze"],
+        freeze=config["freeze"] or {},
     )
+
+
+def make_balance(config: Mapping[str, Any]) -> Balance:
+    """The weights of the losses; those of tasks that were taken out of a recipe do not count.
+
+    Raises:
+        ValueError: an unknown method, or a weight for something that is no task.
+    """
+    trained = tuple(config["heads"])
+    weights = config["balance"]["weights"] or {}
+    kept = {task: weight for task, weight in weights.items() if task in trained or task not in METRICS}
+    return Balance(trained, config["balance"]["method"], kept)
 
 
 def fit(
