@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+
+from tasks.words import command, pairs, suggest
 
 HELP = """\
 python -m tasks.benchmark [what] [key=value ...]
@@ -94,8 +94,6 @@ def parse(words: Sequence[str]) -> Options:
     Raises:
         ValueError: a word that is no key=value, a key that this measurement does not know, a value that is none.
     """
-    from tasks.cli import suggest
-
     words = list(words)
     options = Options()
     for what, key in (("peer", "peer="), ("check", "check=")):
@@ -106,17 +104,14 @@ def parse(words: Sequence[str]) -> Options:
         if options.what not in KEYS:
             raise ValueError(f"there is nothing called {options.what!r}{suggest(options.what, KEYS)}; --help lists it")
     known = KEYS[options.what]
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is no key=value; --help lists the keys")
+    for key, value in pairs(words):
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
         if key in known:
             setattr(options, key, read(key, value))
             options.given.add(key)
         elif "." in key and options.what in OVERRIDABLE:
-            options.overrides.append(word)
+            options.overrides.append(f"{key}={value}")
         else:
             raise ValueError(f"{options.what} has no key {key!r}{suggest(key, known)}; --help lists them")
     owned = sorted(options.given & {"task", "backbone", "head", "image_size", "width"}) + options.overrides
@@ -196,19 +191,7 @@ def work(options: Options) -> int:
 
 def main() -> None:
     """Entry point."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(HELP, end="")
-        return
-    try:
-        sys.exit(work(parse(words)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, head perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    command(HELP, lambda words: work(parse(words)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Nothing here imports torch: ``--help``, ``--cfg job`` and misspelt overrides ans
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -20,6 +19,8 @@ from hydra.errors import CompactHydraException, HydraException, MissingConfigExc
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from tasks.words import suggest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
@@ -188,9 +189,3 @@ def flatten(tree: Any, prefix: str = "") -> Iterable[str]:
         for key, value in tree.items():
             yield f"{prefix}{key}"
             yield from flatten(value, f"{prefix}{key}.")
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """``, did you mean 'small'?`` or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tasks.words import command, pairs, suggest
 
 HELP = """\
 python -m tasks.compare [key=value ...]     tables of what may be compared, and report.html
@@ -58,10 +59,7 @@ def parse(words: Sequence[str]) -> Options:
     from tasks.reporting.results import OPTIONAL, REQUIRED
 
     options, given = Options(), set()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is no key=value; --help lists the keys")
+    for key, value in pairs(words):
         given.add(key)
         parts = [part for part in value.split(",") if part]
         none = value in ("", "null", "none")
@@ -77,10 +75,7 @@ def parse(words: Sequence[str]) -> Options:
             options.filters[key] = parts
         else:
             known = [*(f for f in Options.__dataclass_fields__ if f != "filters"), *REQUIRED, *OPTIONAL]
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"there is no key {key!r}{f', did you mean {close[0]!r}?' if close else ''}; --help lists them"
-            )
+            raise ValueError(f"there is no key {key!r}{suggest(key, known)}; --help lists them")
     if options.format not in FORMATS:
         raise ValueError(f"format={options.format}; expected one of {', '.join(FORMATS)}")
     if options.format != "markdown" and "report" not in given:
@@ -128,18 +123,8 @@ def work(options: Options) -> None:
 
 def main() -> None:
     """Entry point."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(HELP, end="")
-        return
     gc.disable()  # its passes over ten thousand records take longer than the process lives
-    try:
-        work(parse(words))
-    except BrokenPipeError:  # the reader, head perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    command(HELP, lambda words: work(parse(words)))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.words import command, pairs, suggest
 
 HELP = """\
 python -m tasks.ledger [key=value ...]      every published row: printed, ours, difference, verdict, and why
@@ -46,12 +46,9 @@ def parse(words: Sequence[str]) -> Options:
     """
     options = Options()
     known = list(Options.__dataclass_fields__)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is no key=value; --help lists the keys")
+    for key, value in pairs(words):
         if key not in known:
-            raise ValueError(f"there is no key {key!r}{near(key, known)}; there are {', '.join(known)}")
+            raise ValueError(f"there is no key {key!r}{suggest(key, known)}; there are {', '.join(known)}")
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
         if key in ("table", "results"):
@@ -64,15 +61,9 @@ def parse(words: Sequence[str]) -> Options:
             setattr(options, key, value)
     if options.format not in FORMATS:
         raise ValueError(
-            f"there is no format {options.format!r}{near(options.format, FORMATS)}; there are {', '.join(FORMATS)}"
+            f"there is no format {options.format!r}{suggest(options.format, FORMATS)}; there are {', '.join(FORMATS)}"
         )
     return options
-
-
-def near(word: str, known: Sequence[str]) -> str:
-    """``, did you mean 'json'?`` or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def work(options: Options) -> None:
@@ -103,17 +94,7 @@ def work(options: Options) -> None:
 
 def main() -> None:
     """Entry point."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(HELP, end="")
-        return
-    try:
-        work(parse(words))
-    except BrokenPipeError:  # the reader, head perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    command(HELP, lambda words: work(parse(words)))
 
 
 if __name__ == "__main__":

@@ -68,8 +68,20 @@ def test_wheel_holds_every_module_and_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["tasks", "tasks.cli", "tasks.detect", "tasks.data", "tasks.reporting.results", "tasks.deploy", "tasks.export"],
+    [
+        "tasks",
+        "tasks.cli",
+        "tasks.detect",
+        "tasks.export",
+        "tasks.data",
+        "tasks.reporting.results",
+        "tasks.deploy",
+        "tasks.deploy.fresh",
+        "tasks.deploy.engine_onnxruntime",
+        "tasks.deploy.engine_openvino",
+    ],
 )
 def test_light_modules_leave_torch_alone(module: str) -> None:
+    """Commands start at once; and a fresh process's peak memory is its engine's own."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

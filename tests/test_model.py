@@ -15,6 +15,7 @@ from torchvision.models import detection, segmentation
 from tasks import build
 from tasks.data.images import decode
 from tasks.training import checkpoint
+from tasks.training.weights import load_model
 
 TF_SMALL = SHARED / "weights" / "tf_mobilenetv3_small_100.safetensors"
 JOINT = [f"heads.{task}.num_classes=5" for task in ("classify", "detect", "segment")]
@@ -148,6 +149,38 @@ def test_a_joint_model_starts_from_a_single_tasks_checkpoint(tmp_path: Path) -> 
     ours, theirs = joint.state_dict(), single.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     assert len(ours) > len(theirs)
+
+
+FAMILIES = {"classify": ["linear", "pooled"], "detect": ["fcoslite", "ssd", "ssdlite"],
+            "segment": ["deeplabv3", "fcn", "lraspp", "lraspp_torchvision", "raspp"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "head"), [(task, head) for task, heads in FAMILIES.items() for head in heads])
+def test_a_head_of_other_classes_is_filled_but_for_its_last_layers(task: str, head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = [f"head={head}", "image_size=[128,128]"]
+    theirs = build(task, [*words, "head.num_classes=7"])
+    path = tmp_path / "seven.pt"
+    checkpoint.save(path, {"model": theirs.state_dict()})
+    ours = build(task, [*words, "head.num_classes=3"])
+    fresh = {f"heads.{task}.{key}" for key in load_model(ours, str(path))[task]}
+    was, now = theirs.state_dict(), ours.state_dict()
+    other = {key for key in now if now[key].shape != was[key].shape}
+    assert fresh == other
+    assert other
+    assert all(torch.equal(value, was[key]) for key, value in now.items() if key not in other)
+    same = build(task, [*words, "head.num_classes=7"])
+    assert load_model(same, str(path)) == {task: []}
+
+
+def test_a_head_of_another_form_is_no_head_of_other_classes(tmp_path: Path) -> None:
+    path = tmp_path / "wide.pt"
+    checkpoint.save(path, {"model": build("classify", ["head.num_classes=7", "head.hidden=64"]).state_dict()})
+    with pytest.raises(ValueError, match=r"another architecture.*classifier\.weight \(3, 1024\) here, \(7, 64\) there"):
+        build("classify", ["head.num_classes=3", f"weights={path}"])
+    checkpoint.save(path, {"model": build("detect", ["head.num_classes=7"]).state_dict()})
+    with pytest.raises(ValueError, match="another architecture"):
+        build("detect", ["head.num_classes=3", "head=ssd", f"weights={path}"])
 
 
 def test_predict_refuses_what_is_no_image() -> None:

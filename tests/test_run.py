@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures import ROOT, Command
+from fixtures import ROOT, SHARED, Command
+from PIL import Image
 
 from tasks import build, load
+from tasks.data.images import decode
 from tasks.training.callbacks import Keep
 
+TF_SMALL = SHARED / "weights" / "tf_mobilenetv3_small_100.safetensors"
 TINY = ["data=voc", "image_size=[64,64]", "batch_size=4", "workers=0", "trainer.validations=2", "trainer.threads=1"]
 
 
@@ -168,3 +172,39 @@ def test_without_training_the_score_is_about_zero(command: Command, voc: Path, t
     (record,) = records(tmp_path)
     assert record["train_seconds"] == 0
     assert record["metrics"]["map_50"] < 0.05
+
+
+@pytest.mark.slow
+def test_published_weights_are_scored_without_training(command: Command, tmp_path: Path) -> None:
+    """ImageNet's layout, 1,000 classes, real photos: the command's top-1 and top-5 are those of timm's own logits.
+
+    Every class has one grey picture; every other photo lies where timm sees it, the others one class further.
+    """
+    timm = pytest.importorskip("timm")
+    if not TF_SMALL.is_file():
+        pytest.skip("the shared weights are not here")
+    theirs = timm.create_model("tf_mobilenetv3_small_100", checkpoint_path=str(TF_SMALL)).eval()
+    view = build("classify", ["backbone=small", "head.num_classes=1000"]).view
+    photos = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[::8]
+    grey = tmp_path / "grey.jpg"
+    Image.new("RGB", (300, 300), (128, 128, 128)).save(grey)
+    images = [
+        view({"image": torch.from_numpy(decode(str(path)).transpose(2, 0, 1).copy())}) for path in [*photos, grey]
+    ]
+    with torch.inference_mode():
+        logits = theirs(torch.stack([one["image"].as_subclass(torch.Tensor) for one in images]).float() / 255 * 2 - 1)
+    order = logits.argsort(1, descending=True)
+    labels = [(int(row[0]) + i % 2) % 1000 for i, row in enumerate(order[:-1])]
+    root = tmp_path / "imagenet"
+    for split in ("train", "val"):
+        for label in range(1000):
+            (root / split / f"n{label:08d}").mkdir(parents=True)
+            shutil.copy(grey, root / split / f"n{label:08d}")
+    for path, label in zip(photos, labels, strict=True):
+        shutil.copy(path, root / "val" / f"n{label:08d}")
+    command("classify", "backbone=small", "data=imagenet", f"data.root={root}", f"weights={TF_SMALL}",
+            "trainer.max_epochs=0", "workers=0")  # fmt: skip
+    (record,) = records(tmp_path)
+    for name, k in (("top1", 1), ("top5", 5)):
+        right = sum(label in order[i, :k] for i, label in enumerate(labels)) + k  # the grey one is in k of its classes
+        assert record["metrics"][name] == pytest.approx(right / (len(photos) + 1000), abs=1e-9)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from tasks.cli import suggest
+from tasks.words import suggest
 
 if TYPE_CHECKING:
     import numpy as np

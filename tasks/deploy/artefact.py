@@ -7,12 +7,17 @@ import json
 from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.deploy.graph import Graph
 from tasks.reporting.results import environment, git_state
 
+if TYPE_CHECKING:
+    from tasks.deploy.graph import Graph
+
 FORMAT = 1
+INPUT = "image"
+"""The graph's one input."""
+
 PREFIX = "mobilenetv3_bench."
 """Of the keys in formats that are open to others' entries."""
 

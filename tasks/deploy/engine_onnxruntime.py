@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from tasks.deploy import artefact, onnx
-from tasks.deploy.graph import INPUT, Graph
+from tasks.deploy import artefact
+
+if TYPE_CHECKING:
+    from tasks.deploy.graph import Graph
 
 SUFFIX = ".onnx"
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
@@ -33,13 +35,15 @@ class Session:
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """See ``tasks.deploy.Session``."""
         try:
-            return dict(zip(self.names, self.session.run(self.names, {INPUT: image}), strict=True))
+            return dict(zip(self.names, self.session.run(self.names, {artefact.INPUT: image}), strict=True))
         except ERRORS as error:
             raise RuntimeError(str(error)) from error
 
 
 def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
     """See ``tasks.deploy.Engine``."""
+    from tasks.deploy import onnx  # torch is needed to write a file, not to run it
+
     onnx.write(graph, file, metadata)
 
 
@@ -72,4 +76,4 @@ def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarra
     proto.graph.output.extend(format_.ValueInfoProto(name=value) for value in {*wanted.values()} - already)
     session = open_session(proto.SerializeToString(), 1)
     values = list(wanted.values())
-    return dict(zip(wanted, session.run(values, {INPUT: image}), strict=True))
+    return dict(zip(wanted, session.run(values, {artefact.INPUT: image}), strict=True))

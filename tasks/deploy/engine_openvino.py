@@ -6,19 +6,18 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 
-from tasks.deploy import onnx
-from tasks.deploy.graph import Graph
+if TYPE_CHECKING:
+    from tasks.deploy.graph import Graph
 
 SUFFIX = ".xml"
 PACKAGES = ("openvino", "onnx", "onnxscript")
 EXTRA = "openvino"
 PRECISIONS = ("f32", "bf16")
-
 
 ENTRY = ("mobilenetv3_bench", "metadata")
 """Of the metadata, in the model's rt_info."""
@@ -40,6 +39,8 @@ class Session:
 
 def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
     """See ``tasks.deploy.Engine``."""
+    from tasks.deploy import onnx  # torch is needed to write a file, not to run it
+
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         layers = onnx.write(graph, source, {})

@@ -16,9 +16,6 @@ from tasks.deploy.inside import ENDINGS
 from tasks.training.model import Model
 
 POSTPROCESS = ("outside", "inside")
-INPUT = "image"
-"""The graph's one input."""
-
 LARGE = (1152, 1280)
 """A size at which every map has several cells, down to a stride of 512."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.deploy import artefact
-from tasks.deploy.graph import INPUT, Graph
+from tasks.deploy.graph import Graph
 from tasks.deploy.program import trace
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def convert(graph: Graph) -> tuple[ModelProto, dict[str, str]]:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             trace(graph),
-            input_names=[INPUT],
+            input_names=[artefact.INPUT],
             output_names=list(graph.outputs),
             opset_version=OPSET,
             dynamo=True,

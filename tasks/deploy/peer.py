@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.benchmark import Options
-from tasks.cli import suggest
 from tasks.deploy import available, facts, machine, peer_profile, timing
 from tasks.deploy.cases import cores, engines_of
 from tasks.deploy.peer_profile import Profile
 from tasks.deploy.progress import Progress, show
+from tasks.words import suggest
 
 
 class Row(NamedTuple):

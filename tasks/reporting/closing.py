@@ -36,6 +36,21 @@ def name_skipped(console: Console, messages: list[str]) -> None:
         console.print(f"skipped {len(messages)}: {shown}", soft_wrap=True)
 
 
+def introduce_weights(console: Console, source: str, filled: Mapping[str, list[str]]) -> None:
+    """Say what a run starts from.
+
+    Args:
+        console: to print on.
+        source: of the weights.
+        filled: the tasks whose heads have them, each with its parameters that stay fresh.
+    """
+    console.print(f"weights     {source} for the backbone and {', '.join(filled)}", soft_wrap=True)
+    for task, fresh in filled.items():
+        if fresh:
+            shown = ", ".join(fresh[:4]) + (f" ... ({len(fresh)} in all)" if len(fresh) > 4 else "")
+            console.print(f"            trained on other classes, so {task} begins afresh with {shown}", soft_wrap=True)
+
+
 def draw(
     folder: Path, classes: Mapping[str, tuple[str, ...]], examples: Examples, confusions: Mapping[str, np.ndarray]
 ) -> list[Path]:

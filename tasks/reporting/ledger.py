@@ -1,13 +1,11 @@
 """The ledger: published figures as data, and verdicts on ours beside them.
 
 The figures lie in ``conf/ledger/*.yaml``, whose first lines say what a table and a row hold. Nothing here needs torch;
-``ledger_counts`` builds and counts, ``ledger_runs``
-finds the runs that measured an accuracy, ``ledger_text`` prints.
+``ledger_counts`` builds and counts, ``ledger_runs`` finds the runs that measured an accuracy, ``ledger_text`` prints.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from tasks.words import suggest
 
 EQUAL, ROUNDING, PERCENT, DIFFERS = "equal", "within rounding", "within 1 %", "differs"
 NOT_BUILT, NOT_PRINTED = "not built", "-"
@@ -214,8 +214,7 @@ def side_lengths(text: str) -> tuple[int, int]:
 def _check(where: str, node: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in node:
         if key not in known:
-            close = difflib.get_close_matches(key, list(known), n=1)
-            raise ValueError(f"{where}: there is no key {key!r}{f', did you mean {close[0]!r}?' if close else ''}")
+            raise ValueError(f"{where}: there is no key {key!r}{suggest(key, known)}")
 
 
 def judge(figure: Figure, ours: int, *, tolerance: bool) -> str:
@@ -254,7 +253,7 @@ def choose(tables: Mapping[str, LedgerTable], names: Sequence[str] | None, row: 
     """
     for name in names or ():
         if name not in tables:
-            raise ValueError(f"there is no table {name!r}{_near(name, tables)}; there are {', '.join(tables)}")
+            raise ValueError(f"there is no table {name!r}{suggest(name, tables, 0.4)}; there are {', '.join(tables)}")
     chosen = {name: tables[name] for name in names or tables}
     if row is None:
         return chosen
@@ -266,10 +265,5 @@ def choose(tables: Mapping[str, LedgerTable], names: Sequence[str] | None, row: 
     }
     if not any(table.rows for table in kept.values()):
         rows = list(dict.fromkeys(one.name for table in chosen.values() for one in table.rows))
-        raise ValueError(f"row={row} fits no row{_near(row, rows)}; table=<name> alone shows a table's rows")
+        raise ValueError(f"row={row} fits no row{suggest(row, rows, 0.4)}; table=<name> alone shows a table's rows")
     return {name: table for name, table in kept.items() if table.rows}
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f", did you mean {close[0]!r}?" if close else ""

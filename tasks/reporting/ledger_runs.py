@@ -26,11 +26,10 @@ STATUSES = {
 NOT_ARCHITECTURE = {
     "name", "weights", "bn_momentum", "padding", "head_width", "head_activation", "num_classes", "class_weights",
     "dice", "dropout", "label_smoothing", "first_map_anchors", "min_scale", "max_scale", "loss", "box_loss",
-    "box_weight",
-    "match_iou", "negatives", "focal_alpha", "focal_gamma", "score_threshold", "candidates", "nms_iou", "detections",
+    "box_weight", "match_iou", "negatives", "focal_alpha", "focal_gamma", "score_threshold", "candidates", "nms_iou",
+    "detections",
 }  # fmt: skip
 """Keys of backbone and head that leave the network what it is, but for the head's columns."""
-
 
 NOT_RECIPE = {"name", "weights", "num_classes", "head_width", "head_activation", "bn_momentum", "first_map_anchors"}
 """Of those, what is not a choice of the training either: a table's rows may differ in it."""

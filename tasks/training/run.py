@@ -75,8 +75,7 @@ def _run(
     closing.introduce(console, data, config)
     model = make_model(without_weights(config) if saved else config, classes)
     if config["weights"] and not saved:
-        filled = ", ".join(load_model(model, config["weights"]))
-        console.print(f"weights     {config['weights']} for the backbone and {filled}", soft_wrap=True)
+        closing.introduce_weights(console, config["weights"], load_model(model, config["weights"]))
     module = make_module(model, config, len(data.splits["train"]))
     collate = Collate(tuple(config["heads"]), setup.make_mix(config, classes))
     splits = setup.load_splits(data, config, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import cast
 
 from torch import Tensor, nn
@@ -26,33 +27,60 @@ FOREIGN: dict[type[nn.Module], Callable[[State], State]] = {
 """Head -> what turns the rest of a foreign checkpoint, its backbone taken out, into the head's own names."""
 
 
-def load_model(model: Model, source: str) -> list[str]:
+def load_model(model: Model, source: str) -> dict[str, list[str]]:
     """Fill backbone and heads from one checkpoint.
 
     A head that the checkpoint does not have keeps its fresh weights (a joint model starts from a single task's run);
-    what the checkpoint has for a head that the model lacks is left out.
+    what the checkpoint has for a head that the model lacks is left out. A head that was trained on other classes is
+    filled but for its last layers.
 
     Args:
         model: of the checkpoint's architecture.
-        source: a run folder, or a file of ours, torchvision's (classifiers, ssdlite320, lraspp, deeplabv3) or timm's.
+        source: a run folder; "imagenet"; or a file of ours, torchvision's (classifiers, ssdlite320, lraspp, deeplabv3)
+            or timm's.
     Returns:
-        The tasks whose heads were filled.
+        The tasks whose heads were filled, each with its parameters that stay fresh: one output a class, other classes.
     Raises:
         FileNotFoundError: no such file.
         ValueError: keys or shapes without a counterpart, all listed; or nothing for any of the heads.
     """
     rest = load_weights(cast(Trunk, model.backbone), source)
-    filled = []
+    filled = {}
     for task, module in model.heads.items():
         prefix = f"heads.{task}."
         own = {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}
         foreign = not any(key.startswith("heads.") for key in rest) and type(module) in FOREIGN
         state = FOREIGN[type(module)](rest) if foreign else own
         if state:
-            fill(module, state, f"{source} ({task})")
-            filled.append(task)
+            fresh = of_other_classes(module.state_dict(), state, len(model.classes[task]))
+            fill(module, state | {key: module.state_dict()[key] for key in fresh}, f"{source} ({task})")
+            filled[task] = fresh
     if not filled:
         raise ValueError(
             f"{source} has no weights for {', '.join(model.heads)}; for its backbone alone: backbone.weights={source}"
         )
     return filled
+
+
+def of_other_classes(ours: State, theirs: State, classes: int) -> list[str]:
+    """The parameters that differ because the checkpoint's head has other classes.
+
+    They differ in the first dimension alone, which is a multiple of the number of classes, background counted or not;
+    and one number of classes explains all of the checkpoint's.
+
+    Args:
+        ours: the head's.
+        theirs: the checkpoint's, in the same naming.
+        classes: of our head.
+    Returns:
+        Their names; none where anything else differs, too: such a head is of another architecture.
+    """
+    differing = [key for key in ours if key in theirs and ours[key].shape != theirs[key].shape]
+    if any(ours[key].shape[1:] != theirs[key].shape[1:] or not ours[key].ndim for key in differing):
+        return []
+    for outputs in (classes, classes + 1):
+        counts = {Fraction(len(theirs[key]) * outputs, len(ours[key])) for key in differing}
+        whole = all(len(ours[key]) % outputs == 0 for key in differing)
+        if whole and len(counts) == 1 and counts.pop().denominator == 1:
+            return differing
+    return []
