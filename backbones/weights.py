@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,11 @@ from backbones.naming import HALF, IMAGENET, Conventions, State, to_ours
 if TYPE_CHECKING:
     from backbones.trunk import Trunk
 
+UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError,
+    LookupError, TypeError, AttributeError, struct.error,
+)  # fmt: skip
+"""What ``torch.load`` raises for a file that is no checkpoint; the second line is for text that looks like a pickle."""
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 ZERO_ONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -103,7 +110,7 @@ def read(path: Path) -> State:
         content: object = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"backbone.weights={path} cannot be read as a checkpoint ({reason})") from error
     for entry in ("model", "state_dict"):
@@ -122,7 +129,9 @@ def timm_conventions(path: Path) -> Conventions:
     """
     card = path.with_name("config.json")
     about = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    name = f"{about.get('architecture', '')}.{about.get('pretrained_cfg', {}).get('tag', '')}" if about else path.name
+    if not isinstance(about, dict) or "architecture" not in about:
+        about = {}  # of something else
+    name = f"{about['architecture']}.{about.get('pretrained_cfg', {}).get('tag', '')}" if about else path.name
     from_tf = name.startswith("tf_")
     mean, std = HALF if from_tf or "ra4_" in name else ZERO_ONE if "miil" in name else IMAGENET
     described = about.get("pretrained_cfg", {})

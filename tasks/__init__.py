@@ -49,13 +49,14 @@ def load(run: str | Path, trust: bool = False) -> Model:
     return model_from_run(Path(run), trust).eval()
 
 
-def predictor(run: str | Path, engine: str = "auto", threads: int | None = None) -> Predictor:
+def predictor(run: str | Path, engine: str = "auto", threads: int | None = None, trust: bool = False) -> Predictor:
     """A trained run in the fastest engine that is installed and gives torch's outputs; for services.
 
     Args:
         run: a run folder, a checkpoint in one, or a file that ``python -m tasks.export`` wrote.
         engine: ``auto``, which takes some seconds to export and to compare, or an engine's name.
         threads: of the engine; None: as many as there are cores.
+        trust: as in ``load``; also for a file of torch_export, whose loading can run code.
     Returns:
         An object whose ``predict(image)`` gives what ``load(run).predict(image)`` gives; ``notes`` say why this engine.
     Raises:
@@ -64,4 +65,4 @@ def predictor(run: str | Path, engine: str = "auto", threads: int | None = None)
     """
     from tasks.deploy.predictor import open_predictor
 
-    return open_predictor(run, engine, threads)
+    return open_predictor(run, engine, threads, trust=trust)

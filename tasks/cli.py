@@ -86,6 +86,11 @@ def command_lines(name: str, words: list[str]) -> list[list[str]]:
     if asks or not telling:
         return [words]
     try:
+        for word in telling:
+            key, _, names = word.partition("=")
+            for one in names.split(",") if key == "experiment" and "," in names and names[0] != "[" else ():
+                if composed(name, [f"{key}={one}"])._variants:
+                    raise ValueError(f"{word}: {one} is a sweep of its own; type the experiments one after the other")
         variants = [[str(word) for word in variant] for variant in composed(name, telling)._variants]
     except (HydraException, OmegaConfBaseException):
         return [words]  # Hydra will say what is wrong

@@ -90,6 +90,7 @@ def work(options: Options) -> None:
     from tasks.reporting.comparison import compare
     from tasks.reporting.results import Record, read_records
     from tasks.reporting.tables import FORMATS as WRITERS
+    from tasks.reporting.tables import check_columns
 
     records: list[Record] = []
     unread = []
@@ -108,6 +109,7 @@ def work(options: Options) -> None:
         )
     comparison = compare(records, options.filters, options.by, options.sort, options.against)
     comparison.left_out += unread
+    check_columns(comparison.tables, options.columns or [])
     print(WRITERS[options.format](comparison, options.columns))
     if options.report:
         from tasks.reporting.report import write_report

@@ -24,7 +24,7 @@ def command(help_text: str, work: Callable[[list[str]], int | None]) -> None:
         print(help_text, end="")
         return
     try:
-        sys.exit(work(words))
+        code = work(words)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, head perhaps, has seen enough
@@ -34,6 +34,9 @@ def command(help_text: str, work: Callable[[list[str]], int | None]) -> None:
             traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    else:
+        if code:
+            sys.exit(code)
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -332,6 +332,10 @@ def test_evaluation_resizes_the_image_and_nothing_else() -> None:
     assert (ours.float() - theirs.float()).abs().max() <= 1
     small = augment.evaluation((64, 96), resize="crop")({"image": tv_tensors.Image(image[:, :20, :10])})["image"]
     assert small.shape == (3, 64, 96)
+    strip = (torch.arange(20_000) // 100).to(torch.uint8).expand(3, 1, 20_000)  # 99 and 100 in the middle
+    middle = augment.evaluation((224, 224), resize="crop")({"image": tv_tensors.Image(strip)})["image"]
+    assert middle.shape == (3, 224, 224)
+    assert set(middle.flatten().tolist()) == {99, 100}
 
 
 def test_mixup_and_cutmix_labels_say_what_is_in_the_image() -> None:

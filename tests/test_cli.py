@@ -50,7 +50,7 @@ def test_answers_without_torch(words: list[str]) -> None:
         (["data=voc", "data.root={voc}", "+freeze.bakbone=1"], "fits no parameter"),
         (["data=voc", "data.root={voc}", "schedule.shape=cosin"], "expected one of cosine"),
         (["resume=nowhere"], "is no run folder"),
-        (["data=voc", "data.root={voc}", "batch_size=0"], "batch_size is 0; expected whole numbers above 0"),
+        (["data=voc", "data.root={voc}", "batch_size=0"], "batch_size is 0; expected a whole number above 0"),
         (["data=voc", "data.root={voc}", "trainer.max_epochs=ten"], "trainer.max_epochs is 'ten'"),
         (["data=voc", "data.root={voc}", "image_size=16"], "expected at least 32 px"),
     ],

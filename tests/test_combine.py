@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tasks.data import DataSet, Sample
+from tasks.data import NOT_ARGUMENTS, DataSet, Sample
 from tasks.data.combine import combine, read
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +100,18 @@ def test_parts_are_read_by_their_own_readers_and_repeated(tmp_path: Path) -> Non
         read({}, {})
 
 
+def test_a_parts_error_names_the_parts_key(tmp_path: Path) -> None:
+    part = folder(tmp_path / "1")
+    with pytest.raises(
+        FileNotFoundError, match=r"folder: data\.parts\.one\.root is not set; set data\.parts\.one\.root="
+    ):
+        read({"one": {**part, "root": None}})
+    (tmp_path / "1" / "train" / "c").mkdir()
+    with pytest.raises(ValueError, match=r"'?c'?.*"):
+        read({"one": part})
+    assert read({"one": part}, on_error="skip").skipped
+
+
 def composed(*overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = compose(overrides=["+data=combined", "+tasks=[classify,detect,segment]", "+data_seed=0", *overrides])
@@ -120,7 +132,7 @@ def test_the_yaml_takes_the_parts_yamls_and_gives_each_its_task() -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_the_three_real_sets() -> None:
     config = composed(*(f"data.parts.{name}.root={SHARED / name}" for name in ("clothing", "bccd", "camvid")))
-    data = instantiate({key: value for key, value in config.items() if key != "name"}, _convert_="all")
+    data = instantiate({key: value for key, value in config.items() if key not in NOT_ARGUMENTS}, _convert_="all")
     assert {task: len(names) for task, names in data.classes.items()} == {"classify": 10, "detect": 3, "segment": 11}
     assert lengths(data) == {"train": 3068 + 263 + 367, "val": 341 + 29 + 101, "test": 372 + 72 + 233}
     assert any("BloodImage_00338" in line for line in data.skipped)

@@ -14,7 +14,7 @@ import pytest
 from example_records import record
 
 from tasks.reporting.comparison import compare
-from tasks.reporting.tables import FORMATS, columns_of, latex, markdown
+from tasks.reporting.tables import FORMATS, check_columns, columns_of, latex, markdown
 
 ORDERS = {"map": "abc", "-map": "cba", "params": "bca", "backbone": "abc", "-backbone": "cba", "latency_ms": "cab"}
 LATENCY = {"median_ms": 6.5, "engine": "torch", "device": "some CPU", "threads": 1, "batch_size": 1}
@@ -246,5 +246,42 @@ def test_columns_as_asked() -> None:
     text = markdown(compare(example()), ["backbone", "device", "map"])
     assert [cell.strip() for cell in text.split("\n")[2].strip("|").split("|")] == ["backbone", "device", "map %"]
     assert "some CPU" in text
-    with pytest.raises(ValueError, match=r"no column 'mop'; there are .*map"):
-        markdown(compare(example()), ["mop"])
+    with pytest.raises(ValueError, match=r"no column 'mop', did you mean 'map'\?; there are .*map"):
+        check_columns(compare(example()).tables, ["backbone", "mop"])
+    check_columns(compare(example()).tables, ["backbone", "note", "map"])
+
+
+def test_a_column_that_one_table_has_is_empty_in_the_others() -> None:
+    other = [{**record, "task": "classify", "metrics": {"top1": 0.5}} for record in example()[:1]]
+    comparison = compare([*example(), *other])
+    check_columns(comparison.tables, ["backbone", "map"])
+    first, second = (text.splitlines()[4] for text in markdown(comparison, ["backbone", "map"]).split("### ")[1:])
+    assert first.split("|")[2].strip() == "-"
+    assert "±" in second
+
+
+def test_a_field_that_no_record_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"by=bakbone: no record has a field bakbone, did you mean 'backbone'\?"):
+        compare(example(), by=["bakbone"])
+
+
+def test_the_folder_says_which_data_a_layout_holds() -> None:
+    """Two folders read by data=folder are two data sets; one that was moved to another disk is one."""
+    roots = ("/data/cats", "/disk/cats/", "/data/xrays")
+    runs = [
+        {**example()[0], "data": "folder", "seed": seed, "config": {"data": {"name": "folder", "root": root}}}
+        for seed, root in enumerate(roots)
+    ]
+    tables = compare(runs).tables
+    assert sorted(len(row.runs) for table in tables for row in table.rows) == [1, 2]
+    assert len(tables) == 2
+
+
+def test_n_is_that_of_the_mean() -> None:
+    runs = [{**example()[0], "seed": seed, "metrics": {"map": value}} for seed, value in enumerate((0.5, 0.6, None))]
+    assert "| 2 of 3 " in markdown(compare(runs))
+
+
+def test_a_filter_on_latencies_that_fits_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"latency\.engin=torch fits no latency"):
+        compare(example(), {"latency.engin": ["torch"]})

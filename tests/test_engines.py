@@ -118,7 +118,7 @@ def test_an_artefact_alone_predicts_as_the_run(name: str, tmp_path: Path) -> Non
     file = tmp_path / f"alone{facts(name)['SUFFIX']}"
     engine(name).export(graph, file, artefact.describe(graph, name, config, run / BEST))
     (run / BEST).unlink()
-    runner = open_file(file, 1)
+    runner = open_file(file, 1, trust=name == "torch_export")
     assert runner.metadata["checkpoint"]["sha256"]
     assert runner.classes == model.classes
     photo = pictures(1, (120, 80))[0].transpose(1, 2, 0)
@@ -185,7 +185,9 @@ def test_engines_are_found_by_their_files_and_named_by_speed() -> None:
     assert {"torch", *ENGINES, "executorch"} <= set(engine_names())
     installed = available()
     assert "torch" in installed
-    assert sorted(installed, key=deploy.FASTEST_FIRST.index) == installed
+    known = [name for name in installed if name in deploy.FASTEST_FIRST]
+    assert known == sorted(known, key=deploy.FASTEST_FIRST.index)
+    assert installed[: len(known)] == known  # an engine that somebody adds comes behind them
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

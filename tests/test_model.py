@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,52 @@ def test_a_head_of_another_form_is_no_head_of_other_classes(tmp_path: Path) -> N
     checkpoint.save(path, {"model": build("detect", ["head.num_classes=7"]).state_dict()})
     with pytest.raises(ValueError, match="another architecture"):
         build("detect", ["head.num_classes=3", "head=ssd", f"weights={path}"])
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "make"),
+    [
+        ("classify", ["backbone=large"], torchvision.models.mobilenet_v3_large),
+        ("detect", ["backbone=large", "backbone.reduced_tail=detection"], detection.ssdlite320_mobilenet_v3_large),
+        (
+            "segment",
+            ["backbone=large", "backbone.output_stride=16", "head@heads.segment=lraspp_torchvision"],
+            segmentation.lraspp_mobilenet_v3_large,
+        ),
+    ],
+)
+def test_a_joint_model_starts_from_a_published_checkpoint(
+    task: str, words: list[str], make: Callable[..., torch.nn.Module], tmp_path: Path
+) -> None:
+    arguments = {} if task == "classify" else {"weights_backbone": None}
+    joint = build("multitask", [*JOINT, *words])
+    fresh = {key: value.clone() for key, value in joint.state_dict().items()}
+    filled = load_model(joint, saved(make(weights=None, **arguments), tmp_path))
+    assert filled.keys() == {task}
+    changed = {key.split(".")[1] for key, value in joint.state_dict().items() if not torch.equal(value, fresh[key])}
+    assert {"classify", "detect", "segment"} & changed == {task}
+
+
+def test_weights_of_a_backbone_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    words = ["backbone=timm", "backbone.model=mobilenetv4_conv_small_050", "head.num_classes=3"]
+    theirs = build("classify", words)
+    path = tmp_path / "ours.pt"
+    checkpoint.save(path, {"model": theirs.state_dict()})
+    ours = build("classify", [*words, f"weights={path}"])
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
+    with pytest.raises(ValueError, match="is no run of this suite"):
+        build("classify", [*words, f"weights={saved(theirs.backbone, tmp_path)}"])
+
+
+def test_a_classifier_of_v2_loads_whole(tmp_path: Path) -> None:
+    theirs = shaken(torchvision.models.mobilenet_v2(weights=None))
+    words = ["backbone=mobilenetv2", "head=linear", "head.num_classes=1000"]
+    ours = build("classify", [*words, f"weights={saved(theirs, tmp_path)}"])
+    image = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(1))
+    normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image)["classify"], theirs(normalise(image)), atol=1e-5, rtol=1e-5)
 
 
 def test_predict_refuses_what_is_no_image() -> None:

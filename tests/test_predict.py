@@ -249,7 +249,18 @@ def test_odd_files_are_named_and_nothing_hangs(runs: dict[str, Path], tmp_path: 
     (photos / "good.jpg").unlink()
     with pytest.raises(ValueError, match="none of the 4 images could be read"):
         run(runs["classify"], photos, tmp_path / "out3")
-    assert not list((tmp_path / "out3").iterdir())
+    (skipped,) = (tmp_path / "out3").iterdir()  # the names of the bad ones are all there is
+    assert len(skipped.read_text().splitlines()) == 4
+
+
+def test_results_may_lie_beside_the_images_and_are_no_input(runs: dict[str, Path], tmp_path: Path) -> None:
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    Image.fromarray(photo(0)).save(shots / "a.jpg")
+    run(runs["classify"], shots / "*.jpg", shots)
+    assert (shots / "drawn" / "a.jpg").is_file()
+    with pytest.raises(ValueError, match=r"drawn.a\.jpg lies in out=, it is a result"):
+        run(runs["classify"], shots / "drawn" / "*.jpg", shots)
 
 
 def test_an_out_that_would_be_read_again_is_refused(runs: dict[str, Path], photos: Path) -> None:

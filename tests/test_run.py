@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,10 +162,18 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_a_checkpoint_that_names_foreign_code_is_refused(command: Command, voc: Path, tmp_path: Path) -> None:
     folder = tmp_path / folder_of(command("detect", *TINY, f"data.root={voc}", "trainer.max_epochs=0").stdout)
     content = torch.load(folder / "best.pt", weights_only=True)
-    content["config"]["backbone"]["_target_"] = "os.system"
-    torch.save(content, folder / "best.pt")
-    with pytest.raises(ValueError, match=r"would run os\.system"):
-        load(folder)
+    for target in (
+        "os.system",
+        "heads.boxes.torch.hub.load",  # a name that begins as ours do
+        "backbones.weights.load_file",
+        "tasks.training.setup.os.system",
+        "tasks.training.checkpoint.save_text",  # ours, but no part of a model
+        "heads.absent.Head",
+    ):
+        content["config"]["backbone"]["_target_"] = target
+        torch.save(content, folder / "best.pt")
+        with pytest.raises(ValueError, match=f"would run {re.escape(target)}"):
+            load(folder)
 
 
 def test_without_training_the_score_is_about_zero(command: Command, voc: Path, tmp_path: Path) -> None:
@@ -172,6 +181,32 @@ def test_without_training_the_score_is_about_zero(command: Command, voc: Path, t
     (record,) = records(tmp_path)
     assert record["train_seconds"] == 0
     assert record["metrics"]["map_50"] < 0.05
+
+
+def test_what_is_frozen_stays(command: Command, voc: Path, tmp_path: Path) -> None:
+    """For ever, for half of the run, and by a backbone's rate of zero, which still follows the data's statistics."""
+    words = [*TINY, f"data.root={voc}", "schedule.warmup=0", "ema.share=0"]
+    runs = {
+        "first": ["trainer.max_epochs=0"],
+        "frozen": ["trainer.max_steps=4", "freeze={backbone: 1.0}"],
+        "thawed": ["trainer.max_steps=4", "freeze={backbone: 0.5}"],
+        "slow": ["trainer.max_steps=4", "backbone_lr=0"],
+    }
+    found = {}
+    for name, more in runs.items():
+        folder = tmp_path / folder_of(command("detect", *words, *more).stdout)
+        found[name] = weights(folder, "best.pt" if name == "first" else "last.pt")
+    first = found["first"]
+    changed = {
+        name: {key.partition(".")[0] for key, value in state.items() if not torch.equal(value, first[key])}
+        for name, state in found.items()
+    }
+    assert changed["frozen"] == {"heads"}
+    assert changed["thawed"] == {"backbone", "heads"}
+    moved = {key for key, value in found["slow"].items() if not torch.equal(value, first[key])}
+    in_backbone = {key for key in moved if key.startswith("backbone.")}
+    assert in_backbone
+    assert all(key.endswith(("running_mean", "running_var", "num_batches_tracked")) for key in in_backbone)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -47,9 +48,14 @@ def test_interval_of_few_pairs_counts_every_resample(n: int) -> None:
     draw = np.random.default_rng(n)
     a, b = ({seed: float(v) for seed, v in enumerate(draw.random(n))} for _ in range(2))
     differences = [a[seed] - b[seed] for seed in a]
-    means = [sum(taken) / n for taken in itertools.product(differences, repeat=n)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    means = sorted(sum(taken) / n for taken in itertools.product(differences, repeat=n))
+    low, high = means[math.floor(0.025 * (n**n - 1))], means[math.ceil(0.975 * (n**n - 1))]
     assert paired_difference(a, b) == pytest.approx((np.mean(differences), low, high, n))
+
+
+def test_two_seeds_on_either_side_are_no_difference() -> None:
+    found = paired_difference({0: 0.6, 1: 0.497}, {0: 0.5, 1: 0.5})
+    assert found == pytest.approx((0.0485, -0.003, 0.1, 2))
 
 
 def test_interval_of_many_pairs_holds_the_truth_as_often_as_it_says() -> None:

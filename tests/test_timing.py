@@ -150,3 +150,6 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     times = timing.measure({"a": turn}, rounds=50, warmup=0)
     assert times.interrupted
     assert len(times.ms) == 7
+    count = iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        timing.measure_whole({"a": turn}, 50, window=2, warmup=6)

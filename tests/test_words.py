@@ -20,7 +20,6 @@ def raises(error: BaseException) -> Callable[[list[str]], int]:
 @pytest.mark.parametrize(
     ("work", "code", "said"),
     [
-        (lambda words: None, None, ""),
         (lambda words: len(words), 2, ""),
         (raises(KeyboardInterrupt()), 130, ""),
         (raises(ValueError("threads=0; expected numbers above 0")), 1, "error: threads=0; expected numbers above 0\n"),
@@ -29,7 +28,7 @@ def raises(error: BaseException) -> Callable[[list[str]], int]:
 )
 def test_a_command_ends_in_an_exit_code_and_a_line(
     work: Callable[[list[str]], int | None],
-    code: int | None,
+    code: int,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -39,6 +38,12 @@ def test_a_command_ends_in_an_exit_code_and_a_line(
         command("help\n", work)
     assert end.value.code == code
     assert capsys.readouterr().err == said
+
+
+def test_a_command_that_went_well_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tasks.compare"])
+    command("help\n", lambda words: None)
+    command("help\n", lambda words: 0)
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ stays right together. Randomness comes only from torch's global generator, so a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from tasks.data.windows import Item, RandomResized, ScaledCrop, Shift, ZoomAndCr
 
 KEYS = frozenset({"image", "boxes", "labels", "mask", "label"})
 SSD_COLOUR = Photometric()
+STRIP = 8
+"""So many times as long as the network's input an image may be, to be cropped as published; more is cut first."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,11 @@ class Evaluation:
         image = item["image"].as_subclass(Tensor)
         height, width = image.shape[-2:]
         if self.crops:
+            most = (
+                STRIP * max(self.size) / min(self.size)
+            )  # of a strip the far ends would be resized only to be cut off
+            image = F.center_crop(image, [min(height, math.ceil(most * width)), min(width, math.ceil(most * height))])
+            height, width = image.shape[-2:]
             scale = max(self.size[0] / height, self.size[1] / width) / self.ratio
             resized = [int(height * scale + 1e-6), int(width * scale + 1e-6)]  # rounded as torchvision's Resize does
             image = F.center_crop(F.resize(image, resized, antialias=True), list(self.size))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from tasks.data import NOT_ARGUMENTS, SPLITS, DataSet, Sample, check_splits
 
 
-def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int] | None) -> DataSet:
+def read(
+    parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int] | None = None, on_error: str | None = None
+) -> DataSet:
     """Read every part by its own reader and join them.
 
     Args:
         parts: name -> what that data set's yaml says.
         repeats: name -> how often the part's training samples count in a pass, so that a small one is not drowned;
             None: once.
+        on_error: ``fail`` or ``skip`` in place of the parts' own; None: theirs.
     Raises:
         ValueError: no parts, a part that is not there in ``repeats``; or see ``combine`` and the parts' readers.
     """
@@ -27,11 +32,28 @@ def read(parts: Mapping[str, Mapping[str, Any]], repeats: Mapping[str, int] | No
             raise ValueError(f"data.repeats has {name}: {times}; expected 1 or more for one of {', '.join(parts)}")
     read_parts = []
     for name, part in parts.items():
-        data = instantiate({key: value for key, value in part.items() if key not in NOT_ARGUMENTS}, _convert_="all")
+        data = read_part(name, {**part, "on_error": on_error} if on_error else part)
         data.name = name
         train = data.splits["train"] * repeats.get(name, 1)
         read_parts.append(replace(data, splits={**data.splits, "train": train}))
     return combine(read_parts)
+
+
+def read_part(name: str, part: Mapping[str, Any]) -> DataSet:
+    """One part by its own reader.
+
+    Raises:
+        ValueError, FileNotFoundError: the reader's, which name the part's keys by where they stand here.
+    """
+    try:
+        data: DataSet = instantiate({k: v for k, v in part.items() if k not in NOT_ARGUMENTS}, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not isinstance(cause, ValueError | OSError):
+            raise
+        own = "|".join(re.escape(key) for key in part if key != "on_error")
+        raise type(cause)(re.sub(rf"\bdata\.({own})\b", rf"data.parts.{name}.\1", str(cause))) from None
+    return data
 
 
 def combine(parts: Sequence[DataSet]) -> DataSet:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 
-CONSTANTS = ("SUFFIX", "PACKAGES", "EXTRA", "PRECISIONS", "FIXED")
+CONSTANTS = ("SUFFIX", "PACKAGES", "EXTRA", "PRECISIONS", "FIXED", "RUNS_CODE")
 """What is read off an engine's file; see ``Engine``."""
 
 FASTEST_FIRST = ("openvino", "onnxruntime", "torch", "torch_export", "executorch")
@@ -61,14 +61,15 @@ class Engine(Protocol):
     """What to install: ``pip install -e ".[export]"``; None: what every installation has is enough."""
     PRECISIONS: tuple[str, ...]
     """What it can calculate in, as far as the CPU has it: ``f32``, ``bf16``."""
-    # FIXED = True where the number of images has to be fixed; may be left out.
+    # FIXED = True where the number of images has to be fixed, RUNS_CODE = True where loading a file may run code that
+    # is in it, so that only trusted ones are loaded; both may be left out.
 
     def export(self, graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
         """Write the graph and its metadata as one file."""
         ...
 
     def load(self, file: Path, threads: int, precision: str) -> Session:
-        """Load a file that ``export`` wrote, without running any code that is in it."""
+        """Load a file that ``export`` wrote, without running any code that is in it; but see ``RUNS_CODE``."""
         ...
 
     def layers(self, file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:

@@ -11,8 +11,8 @@ from tasks.deploy import available
 from tasks.deploy.session import Runner, open_model
 from tasks.training.model import Model
 
-TOLERANCE = 1e-3
-"""Largest difference of a raw output between an engine and torch, relative to its largest value, 1 at least."""
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
+"""Precision -> largest difference of a raw output from torch's, relative to its largest value, 1 at least."""
 WORTH = 30.0
 """Seconds of work in torch below which an export, which takes some ten seconds, costs more than it saves."""
 FAILURES = (ValueError, OSError, RuntimeError, ImportError)
@@ -45,7 +45,9 @@ def choose(
             break
         try:
             runner = open_model(model, name, threads, precision)
-            problem = difference(expected, runner.run(images)) or slower(quickest(runner, images), slow)
+            problem = difference(expected, runner.run(images), TOLERANCE[precision]) or slower(
+                quickest(runner, images), slow
+            )
         except FAILURES as error:
             problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if problem is None:
@@ -72,13 +74,13 @@ def slower(seconds: float, torch_seconds: float) -> str | None:
     return f"slower than torch here ({1000 * seconds:.1f} against {1000 * torch_seconds:.1f} ms)"
 
 
-def difference(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> str | None:
+def difference(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], tolerance: float) -> str | None:
     """Where an engine's raw outputs part from torch's; None where they do not."""
     for name, value in expected.items():
         if name not in got or got[name].shape != value.shape:
             return f"its output {name} is {got[name].shape if name in got else 'missing'}, torch's {value.shape}"
         largest = float(np.abs(value.astype(np.float64) - got[name]).max(initial=0.0))
-        limit = TOLERANCE * max(1.0, float(np.abs(value).max(initial=0.0)))
+        limit = tolerance * max(1.0, float(np.abs(value).max(initial=0.0)))
         if not largest <= limit:
             return f"its output {name} differs from torch's by {largest:.2g}, over {limit:.2g}"
     return None

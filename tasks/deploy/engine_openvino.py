@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +29,15 @@ class Session:
 
     def __init__(self, compiled: openvino.CompiledModel, metadata: Mapping[str, Any]) -> None:
         self.compiled, self.metadata = compiled, metadata
-        self.request = compiled.create_infer_request()
+        self.request, self.lock = compiled.create_infer_request(), Lock()
         self.names = [output.get_any_name() for output in compiled.outputs]
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """See ``tasks.deploy.Session``."""
-        found = self.request.infer([image], share_inputs=True)  # outputs are copied: the next run reuses their memory
+        with self.lock:  # a request serves one caller at a time, and a service may have several
+            found = self.request.infer(
+                [image], share_inputs=True
+            )  # outputs are copied: the next run reuses their memory
         return dict(zip(self.names, found.values(), strict=True))
 
 

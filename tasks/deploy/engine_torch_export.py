@@ -22,6 +22,7 @@ SUFFIX = ".pt2"
 PACKAGES = ("torch",)
 EXTRA = None
 PRECISIONS = ("f32", "bf16")
+RUNS_CODE = True  # torch.export.load unpickles weights and evaluates the expressions of sizes
 
 ENTRY = "mobilenetv3_bench.json"
 """Of the metadata, among the file's extra files."""

@@ -64,7 +64,7 @@ def run(composed: DictConfig) -> Path:
     with tempfile.TemporaryDirectory(prefix=".export_", dir=file.parent) as folder:  # nobody finds an unproved file
         draft = Path(folder) / file.name
         contract(config["engine"]).export(graph, draft, metadata)
-        runner = open_file(draft, config["threads"] or cores(), config["precision"])
+        runner = open_file(draft, config["threads"] or cores(), config["precision"], trust=True)
         reference = open_graph(graph, "torch", metadata, runner.threads, "f32", source.model.view)
         if form.dynamic_size:
             parity.follow_sizes(runner, reference, batch or 2)
@@ -105,6 +105,9 @@ def check(config: Mapping[str, Any]) -> None:
     check_precision(config["engine"], config["precision"])
     if config["size"] not in SIZES:
         raise ValueError(f"size is {config['size']!r}; expected {' or '.join(SIZES)}")
+    for key, value in config["tol"].items():
+        if not (value is None and key == "output") and (type(value) not in (int, float) or not value >= 0):
+            raise ValueError(f"tol.{key} is {value!r}; expected a number, 0 or more")
     for key in ("batch", "threads", "limit"):
         if config[key] is not None and (type(config[key]) is not int or config[key] < 1):
             raise ValueError(f"{key} is {config[key]!r}; expected a whole number above 0, or null")
@@ -114,13 +117,13 @@ def check(config: Mapping[str, Any]) -> None:
 
 def read(config: Mapping[str, Any]) -> Source:
     """The run's model, at the size that is asked for."""
-    path = Path(config["run"])
+    path = Path(str(config["run"]))
     model = model_from_run(path, config["trust"]).eval()
     file = checkpoint_of(path)
     run_config = checkpoint.load(file)["config"]
     size = config["image_size"] or run_config["image_size"]
     size = [size, size] if isinstance(size, int) else size
-    if len(size) != 2 or not all(type(side) is int and side >= 32 for side in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side >= 32 for side in size):
         raise ValueError(f"image_size is {size}; expected [height, width] of at least 32 px")
     model.image_size = (size[0], size[1])
     model.view = make(run_config["evaluation"])(model.image_size)
@@ -172,7 +175,7 @@ def images(config: Mapping[str, Any], source: Source, batch: int | None) -> tupl
     if not samples:
         raise ValueError(f"{data.name} has neither validation nor test images to compare on; correct data.root")
     view = Samples(
-        samples, tuple(source.config["heads"]), source.model.view, 0, False, data_config.get("on_error", "fail")
+        samples, tuple(source.config["heads"]), source.model.view, 0, False, data_config.get("on_error") or "fail"
     )
     return evaluation_loader(view, batch or min(8, source.config["eval_batch_size"]), 0), f"{data.name} {split}"
 
@@ -210,6 +213,7 @@ def conclude(console: Console, file: Path, runner: Runner) -> None:
     """Where it lies, what it is, how to run it."""
     size = sum(part.stat().st_size for part in parts(file))
     height, width = runner.image_size
+    trust = ", trust=True" if facts(runner.name).get("RUNS_CODE") else ""
     sides = "any, any" if runner.metadata["dynamic_size"] else f"{height}, {width}"
     console.print(
         f"artefact    {file}  {size / 1e6:.1f} MB\n"
@@ -217,7 +221,7 @@ def conclude(console: Console, file: Path, runner: Runner) -> None:
         f"[{runner.metadata['batch'] or 'any'}, 3, {sides}] in, post-processing {runner.metadata['postprocess']}\n"
         "run it\n"
         "  from tasks.data.images import decode; from tasks.deploy.session import open_file\n"
-        f'  runner, photo = open_file("{file}"), decode("photo.jpg")\n'
+        f'  runner, photo = open_file("{file}"{trust}), decode("photo.jpg")\n'
         "  print(runner.predict(runner.fit(photo)[None], [photo.shape[:2]]))",
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -71,7 +72,9 @@ def open_frames(images: str | None, max_pixels: int) -> Frames:
         raise FileNotFoundError(
             "images is not set; set images=<a folder, a file, a glob, a list.txt, an archive.zip, a video, or ->"
         )
-    path = Path(images).expanduser()
+    path = Path(images)
+    with suppress(RuntimeError):  # a name that begins with ~ and is nobody's home
+        path = path.expanduser()
     text, suffix = str(path), path.suffix.lower()
     if path.is_dir():
         found = from_folder(path, max_pixels)

@@ -44,7 +44,7 @@ def peak_memory(case: Case, file: Path | None) -> Memory | None:
         "file": file and str(file),
         "task": network.task,
         "overrides": network.overrides,
-        "run": network.run,
+        "run": network.run and str(Path(network.run).resolve()),  # the process works in another folder
     }
     words = [sys.executable, "-m", "tasks.deploy.fresh", json.dumps(asked)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])

@@ -160,7 +160,7 @@ def time_group(
     for i, one in enumerate(opened):
         ratio = timing.compare(times.ms[:, i], times.ms[:, 0]) if i else None
         noise = machine.noise(load_beside, times.ms[:, i])
-        result = Result(one, timing.summarise(times.ms[:, i]), ratio, noise, times.steady)
+        result = Result(one, timing.summarise(times.ms[:, i]), ratio, load_beside, noise, times.steady)
         if not stop:
             try:
                 progress.say(f"stages and memory of {one.case.label}", part=0.5 * (len(turns) + i))

@@ -40,6 +40,7 @@ class Result:
     summary: timing.Summary
     ratio: timing.Ratio | None
     """To the first case of those it was timed with; None for that one itself."""
+    load: machine.Load
     noise: list[str]
     steady: bool
     stages: dict[str, timing.Summary] = field(default_factory=dict)
@@ -147,6 +148,9 @@ def latency_of(result: Result) -> Mapping[str, Any]:
         "batch_size": one.case.batch,
         "noisy": bool(result.noise),
         "noise": result.noise,
+        "governor": machine.governor(),
+        "load_average": result.load.average,
+        "others_cores": result.load.others_cores,
         "file_mb": round(one.file_mb, 3),
         "peak_memory_mib": round(result.memory.peak, 1) if result.memory else None,
         "stages_ms": {name: round(stage.median, 4) for name, stage in result.stages.items()},

@@ -63,7 +63,7 @@ ROWS = {
                    IMAGE, "the bare engine call", 1 / 1.15, 50, float("inf")),
     "predict_files": Row("the same from JPEG files of 640 x 480, decoding and resizing ahead of the network included",
                          IMAGE, "the bare engine call", 1 / 1.15, 30, float("inf")),
-    "coco": Row("COCO scoring, 100 detections an image, loading included", "peer_scoring", "pycocotools", 10, 1, 1e-9,
+    "coco": Row("COCO scoring, 100 detections an image, loading included", "peer_scoring", "pycocotools", 10, 3, 1e-9,
                 0, False),
     "coco_faster": Row("COCO scoring, the same", "peer_scoring", "faster-coco-eval", 1, 3, 1e-9, 0, False),
     "input_bccd": Row("training step fed by our loader, BCCD, detection augmentation", STEP,
@@ -178,7 +178,7 @@ def work(options: Options) -> int:
     count = (options.threads or [cores()])[0]
     asked = {
         "engine": engine,
-        "batch": options.batch[0] if options.batch != [1] else None,
+        "batch": options.batch[0] if "batch" in options.given else None,
         "roots": {"bccd": options.bccd, "camvid": options.camvid},
         "images": options.images,
         "profile": options.profile,
@@ -258,7 +258,8 @@ def measure_row(name: str, asked: dict[str, Any], threads: int, rounds: int | No
         noise = machine.noise(watch.load(), times.ms[:, 0] / times.ms[:, 1])
         detail = "; ".join(dict.fromkeys(side.detail for side in sides if side.detail))
         same = difference(*(side.check for side in sides))
-        profiles = [side.profile() for side in sides] if asked["profile"] else []
+        profiled = asked["profile"] and row.window and not times.interrupted  # what takes a minute has no operators
+        profiles = [side.profile() for side in sides] if profiled else []
         return Outcome(name, times, (sides[0].items, sides[1].items), same, noise, detail, profiles)
     finally:
         for one in sides:

@@ -31,6 +31,8 @@ from tasks.deploy.session import cores
 from tasks.deploy.writers import ENTRIES, SKIPPED, Output
 from tasks.reporting.overlay import draw
 
+SAMPLE = 4
+"""Images at most by which an engine is chosen: they are held whole."""
 OUT = "predictions"
 NAMED = 20
 """Bad images that the closing screen names; the others are in the list beside the results."""
@@ -58,7 +60,13 @@ def predict(composed: DictConfig) -> None:
     items = iter(frames.items)
     first = list(itertools.islice(items, config["batch_size"]))
     predictor = open_predictor(
-        config["run"], config["engine"], config["threads"], config["precision"], sample(first, config), frames.total
+        config["run"],
+        config["engine"],
+        config["threads"],
+        config["precision"],
+        sample(first, config),
+        frames.total,
+        config["trust"],
     )
     console = Console(highlight=False, markup=False)
     introduce(console, predictor, frames, config)
@@ -97,8 +105,9 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {config[key]}; expected a number from {least:g} to {most:g}")
     if config["on_error"] not in ("skip", "fail"):
         raise ValueError(f"on_error is {config['on_error']!r}; expected skip or fail")
-    if type(config["draw"]) is not bool:
-        raise ValueError(f"draw is {config['draw']!r}; expected true or false")
+    for key in ("draw", "trust"):
+        if type(config[key]) is not bool:
+            raise ValueError(f"{key} is {config[key]!r}; expected true or false")
 
 
 def check_out(out: Path, frames: Frames, images: str) -> None:
@@ -122,10 +131,12 @@ def limit_of(config: Mapping[str, Any]) -> int:
 
 
 def sample(frames: list[Frame], config: Mapping[str, Any]) -> list[np.ndarray] | None:
-    """The first images that can be read, for the choice of the engine; None: not needed, or none."""
-    found = []
+    """The first images that can be read, few, for the choice of the engine; None: not needed, or none."""
+    found: list[np.ndarray] = []
     for frame in frames if config["engine"] == AUTO else []:
-        with suppress(ValueError, OSError):
+        if len(found) == SAMPLE:
+            break
+        with suppress(ValueError, OSError, MemoryError):
             found.append(frame.load())
     return found or None
 
@@ -135,7 +146,7 @@ def work(
 ) -> None:
     """Decode ahead of the network, draw and write behind it, note each image in order."""
     workers = config["workers"] or max(1, min(4, cores() - 1))
-    load = partial(read, fit=predictor.fit, draws=config["draw"], forbidden=output.out.resolve())
+    load = partial(read, fit=predictor.fit, draws=config["draw"], forbidden=output.pictures())
     keep = partial(save, output=output, threshold=float(config["score"]), limit=config["limit"])
     waiting = workers + config["batch_size"]
     with (
@@ -190,7 +201,9 @@ def predict_stdin(config: Mapping[str, Any]) -> None:
             raise ValueError(f"stdin gives over {MAX_BYTES >> 20} MiB; is it an image?")
         file.write_bytes(content)
         frame = Frame("stdin", "stdin", partial(decode, str(file), limit_of(config)))
-        predictor = open_predictor(config["run"], config["engine"], config["threads"], config["precision"], None, 1)
+        predictor = open_predictor(
+            config["run"], config["engine"], config["threads"], config["precision"], None, 1, config["trust"]
+        )
         seen = read(frame, predictor.fit, config["out"] is not None and config["draw"])
     if seen.problem is not None:
         raise ValueError(seen.problem.replace(str(file), "stdin"))

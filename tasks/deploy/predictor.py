@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +117,7 @@ def open_predictor(
     precision: str = "f32",
     images: Sequence[np.ndarray] | None = None,
     count: int | None = None,
+    trust: bool = False,
 ) -> Predictor:
     """A trained run, ready to predict.
 
@@ -127,17 +128,18 @@ def open_predictor(
         precision: ``f32``, or ``bf16`` where engine and CPU have it.
         images: [H, W, 3] uint8 each, for ``auto``'s check; None: a drawn scene.
         count: how many images are to come; None: many.
+        trust: load what may run code: a checkpoint that names foreign parts, a file of torch_export.
     Raises:
         FileNotFoundError: no such run.
-        ValueError: an engine that is unknown or not installed, or a damaged file.
+        ValueError: an engine that is unknown or not installed, a damaged file, or one that is not trusted.
     """
     path = Path(run).expanduser()
     if path.is_file() and path.suffix not in CHECKPOINTS:
-        runner = open_file(path, threads, precision)
+        runner = open_file(path, threads, precision, trust)
         if engine not in (AUTO, runner.name):
             raise ValueError(f"{path} is for the engine {runner.name}, not {engine}; leave engine= out")
         return Predictor(runner, ["the file is for this engine"])
-    model = model_from_run(path).eval()
+    model = model_from_run(path, trust).eval()
     if engine != AUTO:
         return Predictor(open_model(model, engine, threads, precision), [f"engine={engine} was asked for"])
     scene = [draw_scene(0, 0, 0, max(model.image_size)).image] if images is None else images
@@ -165,18 +167,18 @@ def ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read(frame: Frame, fit: Callable[[np.ndarray], np.ndarray], draws: bool, forbidden: Path | None = None) -> Seen:
+def read(frame: Frame, fit: Callable[[np.ndarray], np.ndarray], draws: bool, forbidden: Collection[Path] = ()) -> Seen:
     """Decode and fit one image; a bad one comes back with its problem. The full image is not kept.
 
     Args:
         frame: what to read.
         fit: see ``Predictor.fit``.
         draws: keep a picture to draw on.
-        forbidden: a folder that results go to: nothing in it is input.
+        forbidden: folders that results go to: nothing in them is input.
     """
     began = time.perf_counter()
     try:
-        if forbidden is not None and frame.source is not None and forbidden in frame.source.absolute().parents:
+        if frame.source is not None and not {*frame.source.absolute().parents}.isdisjoint(forbidden):
             raise ValueError(f"{frame.source} lies in out=, it is a result; remove it from the list")
         pixels = frame.load()
     except (ValueError, OSError, MemoryError) as error:

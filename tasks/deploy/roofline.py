@@ -67,7 +67,7 @@ def measure_peak(rounds: int) -> Peak:
     target = torch.empty_like(source)
     product = timing.timed(lambda: torch.mm(a, b, out=c))
     copy = timing.timed(lambda: target.copy_(source))
-    times = timing.measure({"product": product, "copy": copy}, rounds, window=2, warmup=6)
+    times = timing.measure_whole({"product": product, "copy": copy}, rounds, window=2, warmup=6)
     fastest = times.ms.min(axis=0) / 1000
     return Peak(2 * SIDE**3 / float(fastest[0]), 2 * COPIED / float(fastest[1]))
 
@@ -81,6 +81,7 @@ def work(options: Options, planned: Plan) -> int:
     head.append("|" + " --- |" * 10)
     rows: list[str] = []
     details: list[str] = []
+    interrupted = False
     peaks: dict[int, Peak] = {}
     try:
         for case in cases:
@@ -93,7 +94,7 @@ def work(options: Options, planned: Plan) -> int:
             details += detail
             progress.step()
     except KeyboardInterrupt:
-        print("stopped; what was measured:")
+        interrupted = True
     progress.clear()
     load = watch.load()
     lines = ["| threads | matrix product GFLOP/s | copy GB/s |", "| --- | --- | --- |"]
@@ -115,8 +116,10 @@ def work(options: Options, planned: Plan) -> int:
         load.in_words(),
         *[f"noisy     {reason}" for reason in machine.noise(load)],
     ]
+    if interrupted:
+        lines.append("stopped   by Ctrl-C: what had been measured")
     show(lines, options.out)
-    return 0
+    return 130 if interrupted else 0
 
 
 def measure_case(case: Case, peak: Peak, rounds: int) -> tuple[str, list[str]]:
@@ -127,7 +130,7 @@ def measure_case(case: Case, peak: Peak, rounds: int) -> tuple[str, list[str]]:
     layers = measure_layers(model, image, rounds)
     watch = machine.Watch()
     whole = forward_of(model, network.size) if case.batch == 1 else (lambda: infer(model, image))
-    ms = timing.measure({"whole": timing.timed(whole)}, rounds).ms[:, 0]
+    ms = timing.measure_whole({"whole": timing.timed(whole)}, rounds, window=5, warmup=30).ms[:, 0]
     summary = timing.summarise(ms)
     flops = sum(layer.flops for layer in layers)
     least = sum(layer.share(peak) * layer.ms for layer in layers)

@@ -132,22 +132,25 @@ def open_graph(
     return Runner(contract(name).load(file, threads, precision), name, threads, precision, heads, view, folder)
 
 
-def open_file(path: Path, threads: int | None = None, precision: str = "f32") -> Runner:
+def open_file(path: Path, threads: int | None = None, precision: str = "f32", trust: bool = False) -> Runner:
     """An artefact, without the run it is from.
 
     Args:
         path: a file that ``python -m tasks.export`` wrote.
         threads: None: as many as this process has cores.
         precision: ``f32``, or ``bf16`` where engine and CPU have it.
+        trust: load it even if it may run code (torch_export's files).
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no artefact of this suite, or its engine is not installed.
+        ValueError: it is no artefact of this suite, its engine is not installed, or it is not trusted.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no artefact {path}; python -m tasks.export run=<run folder> writes one")
     name = engine_of(path)
     check_precision(name, precision)
+    if facts(name).get("RUNS_CODE") and not trust:
+        raise ValueError(f"{path}: loading a file of {name} can run code that is in it; if you know it, trust=true")
     count = threads or cores()
     session = contract(name).load(path, count, precision)
     heads = finishers(session.metadata, path)

@@ -13,7 +13,7 @@ from PIL import Image
 from tasks.data.drawing import draw_scene
 from tasks.data.images import decode
 from tasks.deploy.session import Runner
-from tasks.deploy.timing import Summary, measure, summarise
+from tasks.deploy.timing import Summary, measure_whole, summarise
 
 STAGES = ("decode", "resize", "network", "post-process")
 PHOTO = (480, 640)
@@ -56,7 +56,7 @@ def split(runner: Runner, file: Path, batch: int, rounds: int) -> dict[str, Summ
         rows.append(run())
         return sum(rows[-1])
 
-    timings = measure({"whole": turn}, rounds, window=2, warmup=6)
+    timings = measure_whole({"whole": turn}, rounds, window=2, warmup=6)
     counted = np.array(rows[timings.warmup :][: len(timings.ms)])
     return {name: summarise(counted[:, i]) for i, name in enumerate(STAGES)} | {"whole": summarise(counted.sum(1))}
 

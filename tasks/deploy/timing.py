@@ -142,6 +142,18 @@ def measure(
     return Timings(names, np.array(rows).reshape(-1, len(names)), len(warm), steady, interrupted)
 
 
+def measure_whole(contenders: Mapping[str, Callable[[], float]], rounds: int, window: int, warmup: int) -> Timings:
+    """``measure`` for a part of something larger, of no use when it is cut short.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, for the caller to end by.
+    """
+    times = measure(contenders, rounds, window=window, warmup=warmup)
+    if times.interrupted:
+        raise KeyboardInterrupt
+    return times
+
+
 def one_round(
     contenders: Mapping[str, Callable[[], float]], names: Sequence[str], order: np.random.Generator
 ) -> list[float]:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +89,8 @@ class Ids:
     def __init__(self, classes: Sequence[str], annotations: str | None) -> None:
         self.categories = {label: label + 1 for label in range(len(classes))}
         self.images: dict[str, int] = {}
+        self.given: dict[int, str] = {}
+        """Of ``images`` -> the path that it went to."""
         self.count = 0
         if annotations is None:
             return
@@ -110,7 +113,13 @@ class Ids:
         """The id of an image, by its path, else by its file name, else the next free number."""
         for key in (name, name.rpartition("/")[2]):
             if key in self.images:
-                return self.images[key]
+                known = self.images[key]
+                if self.given.setdefault(known, name) != name:
+                    raise ValueError(
+                        f"{name} and {self.given[known]} are both image {known} of annotations=, by the name {key}; "
+                        "predict them in runs of their own"
+                    )
+                return known
         self.count += 1
         return self.count
 
@@ -276,6 +285,10 @@ class Output:
         if self.skipped is not None:
             self.skipped.add(f"{reason}\n")
 
+    def pictures(self) -> list[Path]:
+        """The folders that images are written to, absolute."""
+        return [self.out.resolve() / name for name in ("drawn", "masks")]
+
     def contents(self) -> str:
         """What there is in the folder: ``drawn, detections.json, images.json``."""
         skipped = [SKIPPED] if self.skipped is not None and self.skipped.rows else []
@@ -288,15 +301,24 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """End the lists and the video; where no image went well none is left."""
-        if self.video is not None:
-            self.video.close()
-        for writer in self.writers.values():
-            self.files += writer.close(self.count > 0)
-        if self.skipped is not None:
-            self.skipped.close(self.skipped.rows > 0 and self.count > 0)
-            if self.count and not self.skipped.rows:  # of a run before
-                self.skipped.path.unlink(missing_ok=True)
+        """End video and lists, each whatever becomes of the others; where no image went well, no list of results."""
+        with ExitStack() as last:  # calls the last one first
+            if self.skipped is not None:
+                last.callback(self.close_skipped, self.skipped)
+            for writer in reversed(self.writers.values()):
+                last.callback(self.close_writer, writer)
+            if self.video is not None:
+                last.callback(self.video.close)
+
+    def close_writer(self, writer: Writer) -> None:
+        """End a task's lists."""
+        self.files += writer.close(self.count > 0)
+
+    def close_skipped(self, skipped: Growing) -> None:
+        """End the list of what was skipped; one of a run before does not stay beside results that it is not of."""
+        skipped.close(skipped.rows > 0)
+        if self.count and not skipped.rows:
+            skipped.path.unlink(missing_ok=True)
 
 
 def class_entries(prediction: Any, classes: Sequence[str], best: int = 5) -> list[dict[str, Any]]:

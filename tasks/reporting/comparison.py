@@ -26,12 +26,15 @@ from tasks.reporting.grouping import (
     titles,
     value_at,
 )
-from tasks.reporting.results import Latency, Record
+from tasks.reporting.results import OPTIONAL, REQUIRED, Latency, Record
 from tasks.reporting.statistics import Difference, Stat, paired_difference, places, summarise
+from tasks.words import suggest
 
 HEADLINES = ("map", "miou", "top1")
 SHOWN = ("map", "map_50", "miou", "pixel_accuracy", "top1", "top5")
 COSTS = ("params", "madds", "latency_ms")
+OF_RUNS = ("data", "split", "seed", "budget", "weights", "config", "run", "train_seconds", "note")
+"""Fields that say something of a trained run and nothing of a latency measured on its own."""
 
 
 class Conditions(NamedTuple):
@@ -132,7 +135,14 @@ def compare(
         ValueError: a field that no record has, or nothing left after filtering.
     """
     chosen, left_out = select(records, filters or {})
+    for name in by:
+        if all(value_at(record, name) is ABSENT for record in records):
+            raise ValueError(f"by={name}: no record has a field {name}{suggest(name, REQUIRED + OPTIONAL)}")
     latency_filters = {k.partition(".")[2]: v for k, v in (filters or {}).items() if k.startswith("latency.")}
+    if latency_filters and not any(_fits(record["latency"], latency_filters) for record in chosen):
+        typed = " ".join(f"latency.{name}={','.join(accepted)}" for name, accepted in latency_filters.items())
+        there = sorted({f"engine={one['engine']} threads={one['threads']}" for r in chosen if (one := r["latency"])})
+        raise ValueError(f"{typed} fits no latency; there are {'; '.join(there[:12]) or 'none'}")
     measured: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in chosen:
@@ -174,8 +184,10 @@ def select(records: Sequence[Record], filters: Mapping[str, Sequence[str]]) -> t
             raise ValueError(f"{name}={','.join(accepted)}: no record has a field {name}")
         values = [field_text(record, name) for record in chosen]
         fitting = {value for value in set(values) if any(fnmatchcase(value, a) for a in accepted)}
-        kept = [record for record, value in zip(chosen, values, strict=True) if value in fitting]
-        if not kept and chosen:
+        # a latency measured on its own is of no data set and no run: it follows the networks that are left
+        alone = name.partition(".")[0] in OF_RUNS
+        kept = [r for r, v in zip(chosen, values, strict=True) if v in fitting or (alone and not r["metrics"])]
+        if not fitting and chosen:
             there = ", ".join(sorted(set(values))[:12])
             raise ValueError(f"{name}={','.join(accepted)} fits no record; there are {there}")
         if len(kept) < len(chosen):
@@ -266,7 +278,7 @@ def _measure(
         own: dict[Conditions, list[Latency]] = defaultdict(list)
         for record in [*row.runs, *measured.get(_network(row.runs[-1]), ())]:
             latency = record["latency"]
-            if latency and all(any(fnmatchcase(str(latency.get(k)), a) for a in v) for k, v in wanted.items()):
+            if latency and _fits(latency, wanted):
                 own[_conditions(latency)].append(latency)
         found.append(own)
     counts = Counter(conditions for own in found for conditions in own)
@@ -282,6 +294,13 @@ def _measure(
         elsewhere.update(conditions for conditions in own if conditions != table.latency)
     for conditions, n in elsewhere.most_common():
         table.left_out.append(f"latency of {_count(n, 'row')} measured under other conditions ({conditions})")
+
+
+def _fits(latency: Latency | None, wanted: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a latency has one of the accepted values (``*`` allowed) in each field."""
+    if latency is None:
+        return False
+    return all(any(fnmatchcase(str(latency.get(name)), one) for one in accepted) for name, accepted in wanted.items())
 
 
 def _conditions(latency: Latency) -> Conditions:

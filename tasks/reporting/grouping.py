@@ -14,10 +14,12 @@ BY = ("backbone", "head", "weights")
 NOT_SETTINGS = {
     "seed", "results", "output", "resume", "workers", "cache_gb", "eval_batch_size", "hydra", "overrides",
     "data", "data_seed", "trainer.progress", "trainer.save_every", "trainer.threads", "trainer.max_epochs",
-    "trainer.max_steps", "trainer.max_time", "image_size", "task", "tasks", "weights",
+    "trainer.max_steps", "trainer.max_time", "image_size", "task", "tasks", "weights", "skip_done",
 }  # fmt: skip
 """Config keys that change no result, or that name the table already."""
 NOT_DATA = {"root", "on_error", "name", "_target_"}
+LAYOUTS = ("folder", "voc", "masks")
+"""Data yamls that name a layout and no data set: there the root's last part says which."""
 ABSENT = object()
 
 
@@ -59,6 +61,8 @@ def group_of(record: Record) -> tuple[str, ...]:
     config = record["config"]
     data = config.get("data")
     parts = {k: v for k, v in data.items() if k not in NOT_DATA} if isinstance(data, dict) else {}
+    if record["data"] in LAYOUTS and isinstance(data, dict) and data.get("root"):
+        parts["root"] = str(data["root"]).rstrip("/").rpartition("/")[2]
     budget = record["budget"]
     if (config.get("trainer") or {}).get("max_time") is not None:
         # minutes of another machine are another budget

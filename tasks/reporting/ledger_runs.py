@@ -120,7 +120,7 @@ def measurements(table: LedgerTable, row: Row, config: Mapping[str, Any], record
         conditions = (
             f"{record['data']}{note}, {record['split']}, {height}x{width}, {record['budget']}, from {Path(start).name}"
         )
-        key = json.dumps([conditions, group_of(record), _recipe(record)], sort_keys=True)
+        key = json.dumps([conditions, group_of(record), _recipe(record), start], sort_keys=True)
         groups.setdefault((HERE if full else REDUCED, conditions, key), {})[record["seed"]] = value
     names = _conditions([(conditions, key) for _, conditions, key in groups])
     found = [Measured(status, scores, names[key], key) for (status, _, key), scores in groups.items()]
@@ -145,8 +145,9 @@ def _recipe(record: Record) -> dict[str, Any]:
     """Everything of a config that is a choice of the training, not of the network."""
     settings = settings_of(record, BY)[1]
     head = (record["config"].get("heads") or {}).get(record["task"]) or {}
-    of_head = {key: value for key, value in head.items() if key in NOT_ARCHITECTURE - NOT_RECIPE}
-    return {key: value for key, value in settings.items() if key not in ("backbone", "head", "heads")} | of_head
+    parts = {**(record["config"].get("backbone") or {}), **head}
+    of_parts = {key: value for key, value in parts.items() if key in NOT_ARCHITECTURE - NOT_RECIPE}
+    return {key: value for key, value in settings.items() if key not in ("backbone", "head", "heads")} | of_parts
 
 
 def orderings(rows: Sequence[tuple[Row, Sequence[Measured]]]) -> list[Ordering]:

@@ -23,7 +23,7 @@ from tasks.reporting.grouping import field_text
 from tasks.reporting.ledger_page import ledger_section
 from tasks.reporting.plot_data import table_data
 from tasks.reporting.results import Record
-from tasks.reporting.tables import UNITS, cell, columns_of, header, notes, stat_text
+from tasks.reporting.tables import UNITS, cell, columns_of, header, notes, place_text, stat_text
 
 ROWS = 200
 """Of a table at most; the rest is counted."""
@@ -131,9 +131,12 @@ def _summary(comparison: Comparison) -> str:
         first = table.rows[0]
         stat = first.stats.get(table.sort)
         open_to = sum(row.place is not None and row.place[0] == 1 for row in table.rows)
-        how = "alone" if open_to == 1 else f"{open_to} rows may be first"
         if first.place is None:
             how = "no spread: one seed"
+        elif first.place[0] > 1:  # sorted by something else
+            how = f"place {place_text(first.place)}"
+        else:
+            how = "alone" if open_to == 1 else f"{open_to} rows may be first"
         runs_here = sum(len(row.runs) for row in table.rows)
         rows.append(
             f'<tr><th scope="row" class="wrap"><a href="#table-{i}">{escape(table.title)}</a></th>'

@@ -171,6 +171,10 @@ def _check_inside(record: dict[str, Any]) -> str | None:
     size = record["image_size"]
     if type(size) is list and not (len(size) == 2 and all(type(side) is int for side in size)):
         return f"image_size is {_short(size)}, expected one side or [height, width]"
+    for name in ("trainer", "backbone", "head", "heads", "data"):
+        part = record["config"].get(name)
+        if part is not None and type(part) is not dict:
+            return f"config {name} is {_short(part)}, expected dict"
     for table, values in (("metrics", record["metrics"]), *record.get("per_class", {}).items()):
         if type(values) is not dict:
             return f"per_class {table} is {_short(values)}, expected dict"

@@ -76,7 +76,7 @@ def _resamples(n: int) -> np.ndarray:
 
 
 def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Mean of the differences seed by seed, with its 95 % bootstrap percentile interval.
+    """Mean of the differences seed by seed, with its 95 % bootstrap percentile interval: of two seeds their range.
 
     Args:
         values: seed -> metric of the row.
@@ -91,7 +91,8 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
     n = len(seeds)
     if n == 1:
         return Difference(float(differences[0]), None, None, 1)
-    low, high = np.quantile(_resamples(n) @ differences, [0.025, 0.975])
+    means = _resamples(n) @ differences  # few values: between two of them lies nothing that could be drawn
+    low, high = np.quantile(means, 0.025, method="lower"), np.quantile(means, 0.975, method="higher")
     return Difference(float(differences.mean()), float(low), float(high), n)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from tasks.reporting.comparison import COSTS, SHOWN, Comparison, Row, Table
 from tasks.reporting.grouping import field_text
+from tasks.reporting.results import OPTIONAL
 from tasks.reporting.statistics import Difference, Stat
+from tasks.words import suggest
 
 UNITS = {"params": ("params M", 1e6, 2), "madds": ("MAdds M", 1e6, 1), "latency_ms": ("latency ms", 1.0, 2)}
 """Column -> header, divisor, decimals."""
@@ -23,16 +25,8 @@ def columns_of(table: Table, asked: Sequence[str] | None = None) -> list[str]:
         table: the table.
         asked: fields of a record, metrics, ``n``, ``place``, ``settings``, ``difference``, ``params``, ``madds``,
             ``latency_ms``; None: those that say something.
-    Raises:
-        ValueError: a column that the table cannot have.
     """
     if asked:
-        for name in asked:
-            if not _known(table, name):
-                known = ["place", "settings", "n", "difference", *COSTS, *table.rows[0].names, *table.metrics]
-                raise ValueError(
-                    f"columns: there is no column {name!r}; there are {', '.join(known)} and a record's fields"
-                )
         return list(asked)
     names = [n for n in table.rows[0].names if n != "weights" or any(r.names[n] != "scratch" for r in table.rows)]
     shown = [m for m in table.metrics if m.rpartition("/")[2] in SHOWN] or table.metrics[:3]
@@ -49,10 +43,26 @@ def columns_of(table: Table, asked: Sequence[str] | None = None) -> list[str]:
     return [name for part in parts for name in part]
 
 
+def check_columns(tables: Sequence[Table], asked: Sequence[str]) -> None:
+    """Refuse a column that no table can have; one that only some have is ``-`` in the others.
+
+    Raises:
+        ValueError: names it, and what there is.
+    """
+    for name in asked:
+        if not any(_known(table, name) for table in tables):
+            own = dict.fromkeys(one for table in tables for one in (*table.rows[0].names, *table.metrics))
+            known = ["place", "settings", "n", "difference", *COSTS, *own]
+            raise ValueError(
+                f"columns: there is no column {name!r}{suggest(name, known)}; there are {', '.join(known)} and a "
+                "record's fields"
+            )
+
+
 def _known(table: Table, name: str) -> bool:
     if name in ("place", "settings", "n", "difference", *COSTS, *table.metrics):
         return True
-    return any(field_text(run, name) != "-" for row in table.rows for run in row.runs[:1])
+    return name in OPTIONAL or any(field_text(run, name) != "-" for row in table.rows for run in row.runs[:1])
 
 
 def header(table: Table, column: str) -> str:
@@ -102,13 +112,20 @@ def cell(table: Table, row: Row, column: str) -> str:
     texts: dict[str, Callable[[], str]] = {
         "place": lambda: place_text(row.place),
         "settings": lambda: row.settings,
-        "n": lambda: str(len(row.runs)),
+        "n": lambda: _n_text(table, row),
     }
     if column in texts:
         return texts[column]()
     if column in row.names:
         return row.names[column]
     return ", ".join(dict.fromkeys(field_text(run, column) for run in row.runs))
+
+
+def _n_text(table: Table, row: Row) -> str:
+    """The seeds in the mean; ``2 of 3`` where a run has no number, as one that diverged."""
+    stat = row.stats.get(table.sort.lstrip("-"))
+    counted = stat.n if stat else 0 if table.sort in table.metrics else len(row.runs)
+    return str(counted) if counted == len(row.runs) else f"{counted} of {len(row.runs)}"
 
 
 def notes(table: Table, shown: Sequence[str]) -> list[str]:

@@ -16,7 +16,8 @@ class Balance(nn.Module):
     Args:
         tasks: the tasks trained.
         method: ``fixed`` (the weights as given); ``uncertainty`` (each task's log-variance is learned on top); ``mgda``
-            (every step the shortest vector in the hull of the tasks' unit gradients, so that none is harmed).
+            (every step the shortest vector in the hull of the tasks' unit gradients, so that none is harmed; tasks of
+            different images, as in ``data=combined``, share no feature and get equal shares).
         weights: task -> factor; a missing task has 1.
     Raises:
         ValueError: an unknown method, or a weight for a task that is not trained.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -10,14 +11,17 @@ from typing import Any, cast
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from tasks.data import NOT_ARGUMENTS, DataSet
 from tasks.training import checkpoint
 from tasks.training.model import Model
 from tasks.training.weights import load_model
 
-OURS = ("backbones.", "heads.", "tasks.")
-"""What a checkpoint may name as its parts unless it is trusted."""
+OURS = ("backbones.", "heads.")
+"""Where the networks are that a checkpoint may name as its parts unless it is trusted."""
+DATA = "tasks.data."
+"""Where the readers are that it may name besides, and ``augment.evaluation``, which fits an image."""
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -121,8 +125,26 @@ def foreign_targets(node: Any) -> set[str]:
         return {name for part in node for name in foreign_targets(part)}
     if not isinstance(node, dict):
         return set()
-    target = str(node.get("_target_", OURS[0]))
-    return foreign_targets(list(node.values())) | (set() if target.startswith(OURS) else {target})
+    own = {str(node["_target_"])} if "_target_" in node else set()
+    return foreign_targets(list(node.values())) | {target for target in own if not is_part(target)}
+
+
+def is_part(target: str) -> bool:
+    """Whether a name is that of a backbone, a head, a data set's reader or ``evaluation``, where it is defined.
+
+    The start of the name alone says little: ``heads.boxes.torch.hub.load`` begins as ours do.
+    """
+    module, _, name = target.rpartition(".")
+    function = target == f"{DATA}augment.evaluation" or (module.startswith(DATA) and name == "read")
+    if not function and not target.startswith(OURS):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    if getattr(found, "__module__", None) != module:
+        return False
+    return function or (isinstance(found, type) and issubclass(found, nn.Module))
 
 
 def model_from_run(path: Path, trust: bool = False) -> Model:

@@ -60,7 +60,7 @@ class Validate(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=module.step)
         score = headline(metrics, self.latest)
-        if self.best is None or score > self.best:
+        if self.best is None or score >= self.best:  # of equals the one that was trained longest
             self.keep(module, score, self.latest)
 
     def keep(self, module: TaskModule, score: float | None, values: Mapping[str, float]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from backbones.weights import UNREADABLE
 
 LAST, BEST, CONFIG, RECORD = "last.pt", "best.pt", "config.yaml", "record.json"
 
@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist; give a run folder that holds {path.name}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error

@@ -141,11 +141,11 @@ class TaskModule(L.LightningModule):
                     raise ValueError(
                         f"loss {task}/{name} is {term.item()} at step {self.step}; the last good checkpoint is kept; "
                         f"try a lower optimizer.lr (now {self.trainer.optimizers[0].param_groups[0]['base_lr']:g}), "
-                        "a longer schedule.warmup or trainer.clip_norm=1, then start anew or resume"
+                        "a longer schedule.warmup or trainer.clip_norm=1, and start anew"
                     )
                 self.log(f"train/{task}/{name}", term.detach())
         self.log("train/loss", total.detach())
-        return total
+        return total if total.requires_grad else None  # all that these samples could teach may be frozen
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -198,7 +198,7 @@ def frozen_until(model: Model, freeze: Mapping[str, float]) -> dict[str, float]:
         if not matching:
             first = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(f"freeze.{prefix} fits no parameter; there are {', '.join(first)} and what is below them")
-        if not 0 <= share <= 1:
+        if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ValueError(f"freeze.{prefix} is {share}; expected a share of the run from 0 to 1 (1 = always frozen)")
         result.update(dict.fromkeys(matching, 1.1 if share == 1 else share))
     return result

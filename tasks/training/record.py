@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from datetime import datetime
@@ -57,7 +58,7 @@ def make_record(
         "config": dict(config),
         "overrides": overrides,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "run": str(folder),
+        "run": os.path.relpath(folder, Path(config["results"] or ".").parent),  # as tasks.compare reads it
         "command": command,
         "note": data.note,
         **environment(torch.get_num_threads(), accelerator_name(model)),

@@ -59,12 +59,15 @@ def check(config: dict[str, Any]) -> None:
     numbers = sizes | {"batch_size": config["batch_size"]}
     numbers |= {"eval_batch_size": config["eval_batch_size"], "trainer.accumulate": config["trainer"]["accumulate"]}
     for key, value in numbers.items():
-        values = value if isinstance(value, list) else [value]
-        if len(values) not in (1, 2) or not all(type(number) is int and number > 0 for number in values):
-            raise ValueError(f"{key} is {value}; expected whole numbers above 0")
+        values, count = (value, 2) if key in sizes and isinstance(value, list) else ([value], 1)
+        if len(values) != count or not all(type(number) is int and number > 0 for number in values):
+            expected = "[height, width] in whole pixels" if key in sizes else "a whole number above 0"
+            raise ValueError(f"{key} is {value}; expected {expected}")
     for key, size in sizes.items():
         if min(size) < 32:
             raise ValueError(f"{key} is {size}; expected at least 32 px a side")
+    if config["evaluation"].get("resize") == "crop" and (others := sorted({*config["heads"]} - {"classify"})):
+        raise ValueError(f"evaluation.resize=crop would cut off what {', '.join(others)} must find; leave it out")
     if config["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator is gpu, but torch sees none here; leave it out, or install torch for CUDA"
@@ -120,7 +123,7 @@ def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> d
     sizes = [(size[0], size[1]) for size in (config.get("train_size") or config["image_size"], config["image_size"])]
     augment, plain_view = make(config["augment"])(sizes[0]), make(config["evaluation"])(sizes[1])
     left = config["cache_gb"] * 2**30
-    on_error = config["data"].get("on_error", "fail")
+    on_error = config["data"].get("on_error") or "fail"
     splits = {}
     for name in ("train", "val", "test"):
         training = name == "train"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import cast
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from backbones.trunk import Trunk
-from backbones.weights import load_weights
+from backbones.weights import load_weights, read
 from heads import deeplabv3, fcn, lraspp, ssdlite
+from heads.linear import Linear
 from heads.pooled import Pooled
 from tasks.training.checkpoint import fill
 from tasks.training.model import Model
@@ -19,6 +20,7 @@ State = dict[str, Tensor]
 
 FOREIGN: dict[type[nn.Module], Callable[[State], State]] = {
     Pooled: dict,  # backbones.weights has renamed them already
+    Linear: dict,
     ssdlite.SSDLite: ssdlite.torchvision_to_ours,
     lraspp.LRASPP: lraspp.torchvision_to_ours,
     deeplabv3.DeepLabV3: deeplabv3.torchvision_to_ours,
@@ -44,13 +46,13 @@ def load_model(model: Model, source: str) -> dict[str, list[str]]:
         FileNotFoundError: no such file.
         ValueError: keys or shapes without a counterpart, all listed; or nothing for any of the heads.
     """
-    rest = load_weights(cast(Trunk, model.backbone), source)
+    rest = load_backbone(model.backbone, source)
+    theirs = None if any(key.startswith("heads.") for key in rest) else task_of(rest)
     filled = {}
     for task, module in model.heads.items():
         prefix = f"heads.{task}."
         own = {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}
-        foreign = not any(key.startswith("heads.") for key in rest) and type(module) in FOREIGN
-        state = FOREIGN[type(module)](rest) if foreign else own
+        state = FOREIGN[type(module)](rest) if task == theirs and type(module) in FOREIGN else own
         if state:
             fresh = of_other_classes(module.state_dict(), state, len(model.classes[task]))
             fill(module, state | {key: module.state_dict()[key] for key in fresh}, f"{source} ({task})")
@@ -60,6 +62,36 @@ def load_model(model: Model, source: str) -> dict[str, list[str]]:
             f"{source} has no weights for {', '.join(model.heads)}; for its backbone alone: backbone.weights={source}"
         )
     return filled
+
+
+def load_backbone(backbone: nn.Module, source: str) -> State:
+    """Fill the backbone of any kind from a whole model's checkpoint.
+
+    Returns:
+        The tensors of the checkpoint's heads.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys or shapes without a counterpart; or, for a backbone that is not of the MobileNet family, a
+            checkpoint that is not this suite's.
+    """
+    if isinstance(backbone, Trunk):
+        return load_weights(backbone, source)
+    path = Path(source)
+    state = read(path / "best.pt" if path.is_dir() else path)
+    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    if not own:
+        raise ValueError(
+            f"weights={source} is no run of this suite; published weights of this backbone come by its yaml"
+        )
+    fill(backbone, own, f"{source} (backbone)")
+    return {key: value for key, value in state.items() if not key.startswith("backbone.")}
+
+
+def task_of(rest: State) -> str:
+    """Which task a foreign checkpoint's head is for, by the names of its tensors."""
+    if any(key.startswith("head.") for key in rest):
+        return "detect"
+    return "classify" if {key.rpartition(".")[0] for key in rest} <= {"hidden", "classifier"} else "segment"
 
 
 def of_other_classes(ours: State, theirs: State, classes: int) -> list[str]:
