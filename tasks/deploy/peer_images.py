@@ -26,7 +26,7 @@ from tasks.data.images import decode
 from tasks.deploy import predictor, stages
 from tasks.deploy.frames import Frame
 from tasks.deploy.peer_worker import Work
-from tasks.deploy.session import Runner, open_model
+from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_model
 from tasks.training.weights import load_model
 
 Outputs = Callable[[np.ndarray], Any]
@@ -91,6 +91,7 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
     if not ours:
         found = torch.inference_mode()(their_run)
         return Work(lambda: found(image), 1, summarised(found(image)))
+    leave_cores_to_the_engine()
     command, *words = ours_words
     model = build(command, words)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,6 +204,7 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
                 runner.run(batch)
 
         return Work(bare, IMAGES, "", detail)
+    leave_cores_to_the_engine()
     loop = predictor.Predictor(runner)
     frame = Frame(kept.name, kept.stem, lambda: decode(str(kept)), kept)
 

@@ -201,6 +201,15 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"precision={precision} is nothing that engine {name} has here; expected {' or '.join(known)}")
 
 
+def leave_cores_to_the_engine() -> None:
+    """Let torch, which resizes images and finishes predictions, work with one thread; the engine torch sets its own.
+
+    More would be in the way of the engine's, and these in theirs: they wait by spinning. Detection at 320 px takes 15
+    instead of 24 ms an image with OpenVINO, 14 instead of 22 with ONNX Runtime, on two cores. Of the whole process.
+    """
+    torch.set_num_threads(1)
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
