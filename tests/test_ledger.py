@@ -250,6 +250,25 @@ def test_accuracies_are_never_mixed_up(changes: dict[str, Any], status: str) -> 
     assert [m.values for m in one.measured] == ([] if status == NOT_RUN else [(0.7,)])
 
 
+def test_full_scale_is_all_of_the_data_for_long_or_published_weights() -> None:
+    full = 90 * 1_281_167 // 64 + 1
+    for steps, status in ((full, HERE), (full - 1, REDUCED)):
+        trainer = {"max_epochs": None, "max_steps": steps}
+        assert found([run_of("3", "V3-Small 1.0", trainer=trainer, batch_size=64)]).status == status
+    ten = run_of("3", "V3-Small 1.0")
+    ten["config"]["heads"]["classify"]["num_classes"] = 10
+    assert found([ten]).status == REDUCED
+    for weights, status in (
+        ("imagenet", HERE),
+        ("weights/mobilenet_v3_small-047dcff4.pth", HERE),
+        ("outputs/classify/2026-11-24_21-08-19", REDUCED),
+        ("outputs/classify/2026-11-24_21-08-19/best.pt", REDUCED),
+    ):
+        scored = run_of("3", "V3-Small 1.0", epochs=0, weights=weights)
+        scored["config"]["weights"] = weights
+        assert found([scored]).status == status, weights
+
+
 def test_a_run_from_before_a_switch_existed_is_its_default() -> None:
     old, other = run_of("3", "V3-Small 1.0"), run_of("3", "V3-Small 1.0")
     del old["config"]["backbone"]["se_of"]

@@ -33,6 +33,10 @@ NOT_ARCHITECTURE = {
 
 NOT_RECIPE = {"name", "weights", "num_classes", "head_width", "head_activation", "bn_momentum", "first_map_anchors"}
 """Of those, what is not a choice of the training either: a table's rows may differ in it."""
+SETS = {"imagenet": (1_281_167, 1000), "coco": (118_287, 80), "cityscapes": (2_975, 19)}
+"""Data set -> training images, classes. ILSVRC 2012; COCO train2017, the classes that occur; Cityscapes, fine."""
+OWN = ("best.pt", "last.pt")
+"""What a run of ours leaves: its weights are no published ones."""
 HOLDS, REVERSED, OPEN = "holds", "is reversed", "is undecided"
 ORDERS = {
     HOLDS: "the 95 % bootstrap interval of the paired differences lies on the paper's side of zero",
@@ -185,11 +189,19 @@ def _untrained(record: Mapping[str, Any]) -> bool:
 
 
 def _long(record: Mapping[str, Any], table: LedgerTable) -> bool:
+    """Whether a run saw all of the published data set, for as long as the table asks; or scored published weights."""
+    images, classes = SETS.get(record["data"], (None, None))
+    head = (record["config"].get("heads") or {}).get(record["task"]) or {}
+    if classes is not None and head.get("num_classes") not in (None, classes):
+        return False  # a part of it
     trainer = record["config"].get("trainer") or {}
-    if trainer.get("max_epochs") == 0:
-        return True  # a whole model's weights, scored: see _untrained
-    if trainer.get("max_time") is not None or trainer.get("max_steps") is not None:
+    if trainer.get("max_epochs") == 0:  # a whole model's weights, scored: see _untrained
+        path = Path(str(record["weights"]))
+        return (path.suffix != "" or path.name == "imagenet") and path.name not in OWN
+    if trainer.get("max_time") is not None:
         return False  # how much of the data they saw stands nowhere
+    if trainer.get("max_steps") is not None:
+        return images is not None and trainer["max_steps"] * record["batch_size"] >= table.full_epochs * images
     return (trainer.get("max_epochs") or 0) >= table.full_epochs
 
 
