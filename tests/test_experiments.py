@@ -301,7 +301,7 @@ def test_training_may_see_another_size_than_scoring(roots: dict[str, Path]) -> N
     assert make_model(complete(config)[0], complete(config)[1]).image_size == (64, 96)
 
 
-@pytest.mark.parametrize(("value", "problem"), [("16", "at least 32 px"), ("[64,64,64]", "whole numbers")])
+@pytest.mark.parametrize(("value", "problem"), [("16", "at least 32 px"), ("[64,64,64]", "whole pixels")])
 def test_a_training_size_is_checked(value: str, problem: str) -> None:
     with pytest.raises(ValueError, match=rf"train_size is .*{problem}"):
         check(plain(compose("segment", [f"train_size={value}"])))

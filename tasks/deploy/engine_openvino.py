@@ -35,9 +35,8 @@ class Session:
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """See ``tasks.deploy.Session``."""
         with self.lock:  # a request serves one caller at a time, and a service may have several
-            found = self.request.infer(
-                [image], share_inputs=True
-            )  # outputs are copied: the next run reuses their memory
+            # outputs are copied: the next run reuses their memory
+            found = self.request.infer([image], share_inputs=True)
         return dict(zip(self.names, found.values(), strict=True))
 
 
