@@ -94,8 +94,14 @@ def test_a_predictor_gives_what_the_model_gives(runs: dict[str, Path], task: str
     expected, got = load(runs[task]).predict(image), predictor(runs[task], "torch").predict(image)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
-        for part, one in value.items() if isinstance(value, dict) else [("", value)]:
-            torch.testing.assert_close(got[name][part] if part else got[name], one, atol=1e-4, rtol=1e-4)
+        if not isinstance(value, dict):
+            torch.testing.assert_close(got[name], value, atol=1e-4, rtol=1e-4)
+            continue
+        torch.testing.assert_close(got[name]["scores"], value["scores"], atol=1e-4, rtol=1e-4)
+        ours, theirs = (torch.cat([one["boxes"], 100 * one["labels"][:, None]], 1) for one in (got[name], value))
+        # of scores that are equal but for rounding either may lead, which of the two differs from CPU to CPU
+        nearest = torch.cdist(ours, theirs, p=float("inf")).min(1).values
+        assert (nearest < 1e-2).float().mean() > 0.98  # at the limit either may be the last
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -219,7 +219,7 @@ def test_published_weights_are_scored_without_training(command: Command, tmp_pat
     if not TF_SMALL.is_file():
         pytest.skip("the shared weights are not here")
     theirs = timm.create_model("tf_mobilenetv3_small_100", checkpoint_path=str(TF_SMALL)).eval()
-    view = build("classify", ["backbone=small", "head.num_classes=1000"]).view
+    view = build("classify", ["backbone=small", "data=imagenet", "head.num_classes=1000"]).view
     photos = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[::8]
     grey = tmp_path / "grey.jpg"
     Image.new("RGB", (300, 300), (128, 128, 128)).save(grey)
