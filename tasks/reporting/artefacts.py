@@ -6,7 +6,9 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -82,16 +84,19 @@ def data_uris(paths: Sequence[Path], total: int) -> dict[Path, str]:
     if not paths:
         return {}
     share = min(120_000, total // len(paths))
-    return {path: uri for path in paths for uri in _data_uri(path, share)}
+    once = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes beside other threads
+        uris = pool.map(lambda path: _data_uri(path, share), once)
+        return {path: uri for path, uri in zip(once, uris, strict=True) if uri is not None}
 
 
-def _data_uri(path: Path, characters: int) -> Iterable[str]:
-    """The picture as large as fits; nothing if it cannot be read or not be made to fit."""
+def _data_uri(path: Path, characters: int) -> str | None:
+    """The picture as large as fits; None if it cannot be read or not be made to fit."""
     try:
         with Image.open(path) as picture:
             whole = picture.convert("RGB")
     except (OSError, Image.DecompressionBombError):
-        return
+        return None
     for width, quality in ((1000, 70), (800, 55), (640, 50), (520, 45), (400, 40), (280, 35)):
         height = max(1, round(whole.height * min(1.0, width / whole.width)))
         if min(width, whole.width) * height * LEAST_BYTES * 4 / 3 > characters:
@@ -100,6 +105,6 @@ def _data_uri(path: Path, characters: int) -> Iterable[str]:
         out = io.BytesIO()
         small.save(out, "JPEG", quality=quality)
         if out.tell() * 4 / 3 + 30 <= characters:
-            yield "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-            return
+            return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
         whole = small if width < whole.width else whole
+    return None
