@@ -123,7 +123,7 @@ def cell(table: Table, row: Row, column: str) -> str:
 
 def _n_text(table: Table, row: Row) -> str:
     """The seeds in the mean; ``2 of 3`` where a run has no number, as one that diverged."""
-    stat = row.stats.get(table.sort.lstrip("-"))
+    stat = row.stats.get(table.sort)
     counted = stat.n if stat else 0 if table.sort in table.metrics else len(row.runs)
     return str(counted) if counted == len(row.runs) else f"{counted} of {len(row.runs)}"
 
