@@ -95,6 +95,21 @@ def test_bad_lines_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
     assert str(problems[0]).startswith(f"{path}:2: ")
 
 
+def test_a_record_too_deep_to_walk_through_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    lines = []
+    for levels in (700, 5):
+        config: dict[str, Any] = {}
+        for _ in range(levels):
+            config = {"x": config}
+        lines.append(json.dumps(record(config=config)))
+    lines.append(json.dumps(record(config={"x": [{}] * 1000})))  # wide, not deep
+    path.write_text("\n".join(lines))
+    records, (problem,) = read_records(path)
+    assert len(records) == 2
+    assert str(problem).endswith("results.jsonl:1: is nested 702 deep, expected at most 300")
+
+
 def test_a_record_after_a_crash_starts_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(record()) + '\n{"task": "det')

@@ -147,6 +147,8 @@ OPTIONAL = tuple(name for name in Record.__annotations__ if name not in REQUIRED
 _MAY_BE_NULL = {"weights", "latency", "commit", "dirty", "run", "command"}
 _LATENCY = {"median_ms": _NUMBER, "engine": _TEXT, "device": _TEXT, "threads": (int,), "batch_size": (int,)}
 # some writers put NaN where JSON has no number
+DEEPEST = 300
+"""Levels of a record at most: what walks through it calls itself."""
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _CHECKS = [(name, _KINDS.get(name, _TEXT), name in _MAY_BE_NULL) for name in REQUIRED + OPTIONAL]
 
@@ -320,11 +322,23 @@ def read_records(paths: str | Path | Iterable[str | Path]) -> tuple[list[Record]
                 problems.append(Problem(str(path), number, f"is not JSON, or was cut short ({error})"))
                 continue
             wrong = check_record(record)
+            brackets = line.count(b"{") + line.count(b"[")  # few lines have so many that they could be so deep
+            if brackets > DEEPEST and _depth(record) > DEEPEST:
+                wrong = f"is nested {_depth(record)} deep, expected at most {DEEPEST}"
             if wrong:
                 problems.append(Problem(str(path), number, wrong))
             else:
                 records.append(record)
     return records, problems
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists lie within each other."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def environment(threads: int, device: str | None = None) -> dict[str, Any]:
