@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from heads import Size
 IGNORE = 255
 """The value of a mask's pixels that count in no loss."""
 
-AT_ONCE = 1 << 25
-"""Logits of a class map that are upsampled in one go: 128 MB."""
+AT_ONCE = 1 << 17
+"""Pixels of a class map that are calculated in one go: 512 KB a class, which stays in a core's cache."""
 
 
 def class_weight_tensor(weights: Sequence[float] | None, num_classes: int) -> Tensor:
@@ -155,7 +155,7 @@ def upsampling(size: int, to: int, device: torch.device) -> Tensor:
 
 
 def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
-    """The most likely class of every pixel of the original images.
+    """The most likely class of every pixel of the original images, by their logits upsampled (bilinear).
 
     Args:
         logits: [B, K, h, w].
@@ -163,34 +163,94 @@ def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
     Returns:
         For each image a map [H, W] uint8; of equal logits the lower class.
     """
-    maps = []
-    for low, size in zip(logits.float().split(1), sizes, strict=True):
-        # With the channels last, the search runs along memory: a third of the time.
-        low = low.contiguous(memory_format=torch.channels_last)
-        if not torch.compiler.is_compiling() and low.shape[1] * size[0] * size[1] > AT_ONCE:
-            maps.append(_large_map(low, size))
-            continue
-        full = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
-        maps.append(_best(full[0].permute(1, 2, 0)))
-    return maps
+    pairs = zip(logits.float(), sizes, strict=True)
+    if torch.compiler.is_compiling():  # exporters know these operators
+        wide = (F.interpolate(low[None], size=size, mode="bilinear", align_corners=False)[0] for low, size in pairs)
+        return [full.argmax(0).to(torch.uint8) for full in wide]
+    return [_class_map(low.permute(1, 2, 0).contiguous(), size) for low, size in pairs]
 
 
-def _best(logits: Tensor) -> Tensor:
-    """Where the largest is along the last dimension, of equals the first; exporters know argmax, max is quicker."""
-    found = logits.argmax(-1) if torch.compiler.is_compiling() else logits.max(-1).indices
-    return found.to(torch.uint8)
+def _class_map(low: Tensor, size: Size) -> Tensor:
+    """One image's map from its logits [h, w, K].
 
-
-def _large_map(low: Tensor, size: Size) -> Tensor:
-    """One class map, some rows at a time: the logits of a 40-megapixel photo of 12 classes would take 2 GB."""
-    wide = F.interpolate(low, size=(low.shape[2], size[1]), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-    place = ((torch.arange(size[0], device=low.device) + 0.5) * (low.shape[2] / size[0]) - 0.5).clamp_(min=0)
-    above = place.long()
-    below, share = (above + 1).clamp_(max=low.shape[2] - 1), (place - above)[:, None, None]
-    full = torch.empty(size, dtype=torch.uint8, device=low.device)
-    for rows in torch.arange(size[0], device=low.device).split(max(1, AT_ONCE // (8 * size[1] * low.shape[1]))):
-        full[rows] = _best(torch.lerp(wide[above[rows]], wide[below[rows]], share[rows]))
+    A pixel lies in a cell between four logits. Where their best classes agree, so does that of all between them, which
+    settles most of an image. In the other cells few classes can win: none that another one beats at all four corners.
+    """
+    rows, columns = _Axis.of(low.shape[0], size[0], low.device), _Axis.of(low.shape[1], size[1], low.device)
+    best = low.max(2).indices.to(torch.uint8)  # of equals the first
+    above, below = best[rows.before], best[rows.after]
+    corner = above[:, columns.before]
+    full = corner[:, columns.cell].index_select(0, rows.cell)
+    same = (above[:, columns.after] == corner) & (below[:, columns.before] == corner)
+    same &= below[:, columns.after] == corner
+    row, column = (~same & rows.filled[:, None] & columns.filled).nonzero(as_tuple=True)  # [n]
+    if not len(row):
+        return full
+    top, bottom, left, right = rows.before[row], rows.after[row], columns.before[column], columns.after[column]
+    corners = torch.stack([low[top, left], low[top, right], low[bottom, left], low[bottom, right]])  # [4, n, K]
+    middle = corners.sum(0).max(1, keepdim=True).indices
+    wins = (corners >= corners.gather(2, middle.expand(4, -1, -1))).any(0)  # [n, K] bool: whether a class can
+    many, order = wins.sum(1).sort(descending=True)
+    labels = wins.sort(dim=1, descending=True, stable=True).indices  # those that can, by number
+    step = max(1, AT_ONCE // (rows.pixels.shape[1] * columns.pixels.shape[1]))
+    for cells, counts in zip(order.split(step), many.split(step), strict=True):
+        y, x = rows.pixels[row[cells]].T, columns.pixels[column[cells]].T  # [p, n], [q, n]
+        ends = (counts[:, None] > torch.arange(int(counts[0]), device=low.device)).sum(0).tolist()
+        found = _likeliest(corners[:, cells], labels[cells], ends, rows.share[y], columns.share[x])
+        full[y[:, None], x] = found
     return full
+
+
+def _likeliest(corners: Tensor, labels: Tensor, ends: list[int], down: Tensor, across: Tensor) -> Tensor:
+    """The likeliest class of every pixel of some cells, [p, q, n] uint8.
+
+    Args:
+        corners: [4, n, K] logits.
+        labels: [n, K] the classes to compare first.
+        ends: how many cells, from the first, have more than 0, 1, ... classes to compare.
+        down: [p, n] of the way from the upper corners to the lower ones.
+        across: [q, n] of the way from the left corners to the right ones.
+    """
+    most = corners.new_full((len(down), *across.shape), -torch.inf)
+    found = torch.zeros_like(most, dtype=torch.uint8)
+    for rank, n in enumerate(ends):
+        label = labels[:n, rank]
+        upper_left, upper_right, lower_left, lower_right = corners[:, torch.arange(n, device=label.device), label]
+        left = torch.lerp(upper_left, lower_left, down[:, :n])  # [p, n]
+        right = torch.lerp(upper_right, lower_right, down[:, :n])
+        logit = torch.lerp(left[:, None], right[:, None], across[:, :n])  # [p, q, n]
+        found[..., :n] = torch.where(logit > most[..., :n], label.to(torch.uint8), found[..., :n])
+        torch.maximum(logit, most[..., :n], out=most[..., :n])
+    return found
+
+
+class _Axis(NamedTuple):
+    """The cells of one axis, between ``size`` logits and before the first and behind the last; ``to`` pixels."""
+
+    before: Tensor
+    """[size + 1] the logit before each cell; of the first, the one after it."""
+    after: Tensor
+    """[size + 1] the logit after each cell; of the last, the one before it."""
+    cell: Tensor
+    """[to] of each pixel."""
+    share: Tensor
+    """[to] of the way from the logit before a pixel to the one after it, in [0, 1)."""
+    filled: Tensor
+    """[size + 1] bool: whether a cell has pixels."""
+    pixels: Tensor
+    """[size + 1, most] the pixels of each cell, the last one repeated."""
+
+    @classmethod
+    def of(cls, size: int, to: int, device: torch.device) -> _Axis:
+        place = (torch.arange(to, device=device) + 0.5) * (size / to) + 0.5
+        cell = place.long()
+        count = torch.bincount(cell, minlength=size + 1)
+        last = count.cumsum(0) - 1
+        pixels = torch.minimum(
+            (last - count + 1)[:, None] + torch.arange(int(count.max()), device=device), last[:, None]
+        )
+        logit = torch.arange(size + 1, device=device)
+        return cls((logit - 1).clamp_(min=0), logit.clamp(max=size - 1), cell, place - cell, count > 0, pixels)
 
 
 def rename_head(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
