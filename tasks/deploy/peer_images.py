@@ -35,6 +35,9 @@ TOP = 50
 IMAGES = 16
 PEAK = 8.0
 """How far background lies above the other classes' logits, whose deviation is 2: a trained detector's look."""
+AHEAD = 3.0
+"""The same of a mask's first class, in deviations: in a fifth of all cells the four logits differ in their best class;
+of a network trained on CamVid, in a quarter."""
 
 
 def post_processing(asked: Mapping[str, Any], ours: bool) -> Work:
@@ -150,13 +153,19 @@ def classifier(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
 
 
 def segmenter(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
-    """torchvision's LR-ASPP."""
+    """torchvision's LR-ASPP with as many edges in its masks as a trained one shows: random ones give one class only."""
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21).eval()
     prepare = SemanticSegmentation(resize_size=512)
 
     def run(pixels: np.ndarray) -> Any:
         return model(prepare(as_tensor(pixels))[None])["out"].argmax(1)[0]
 
+    with torch.no_grad():
+        deviation, mean = torch.std_mean(model(prepare(as_tensor(image))[None])["out"], dim=(0, 2, 3))
+        for layer in (model.classifier.low_classifier, model.classifier.high_classifier):
+            layer.weight.div_(deviation[:, None, None, None])
+            layer.bias.sub_(mean / 2).div_(deviation)
+        model.classifier.high_classifier.bias[0] += AHEAD
     words = ["segment", "backbone=large", "backbone.output_stride=16", "data=cityscapes", "head=lraspp_torchvision"]
     return model, run, [*words, "head.num_classes=21", "image_size=[512,512]"]
 
