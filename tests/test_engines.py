@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deploy_models import network, pictures, write_run
+from deploy_models import TINY_SCENES, network, pictures, write_run
 
-from tasks import deploy
-from tasks.deploy import artefact, facts
+from tasks import deploy, load
+from tasks.data.loader import Samples, evaluation_loader
+from tasks.deploy import artefact, facts, parity
 from tasks.deploy.graph import Form, Graph
 from tasks.deploy.parity import Difference, blocks
 from tasks.deploy.session import Runner, available, engine, engine_names, open_file, open_graph, open_model
-from tasks.training.build import OURS
+from tasks.training import checkpoint
+from tasks.training.build import OURS, read_data
 
 ENGINES = ("torch_export", "onnxruntime", "openvino")
 TASKS = ("classify", "detect", "segment", "multitask")
@@ -32,9 +34,7 @@ def runners(graph: Graph, names: tuple[str, ...] = ENGINES, precision: str = "f3
             yield open_graph(graph, name, artefact.describe(graph, name, None, None), 1, precision, lambda item: item)
 
 
-def check_parity(task: str, backbone: str, size: tuple[int, int]) -> None:
-    graph = Graph(network(task, backbone, size), Form(size))
-    opened = list(runners(graph))
+def check_parity(graph: Graph, opened: list[Runner], size: tuple[int, int]) -> None:
     for count in (1, 4):
         image = pictures(count, size)
         wanted = graph.named(torch.from_numpy(image))
@@ -50,13 +50,28 @@ def check_parity(task: str, backbone: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("case", [("multitask", "small", (64, 96)), ("classify", "mobilenetv2", (96, 64))])
 def test_outputs_are_torchs(case: tuple[str, str, tuple[int, int]]) -> None:
-    check_parity(*case)
+    graph = Graph(network(*case), Form(case[2]))
+    check_parity(graph, list(runners(graph)), case[2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case[0]}-{case[1]}-{case[2][0]}x{case[2][1]}")
-def test_outputs_are_torchs_everywhere(case: tuple[str, str, tuple[int, int]]) -> None:
-    check_parity(*case)
+def test_outputs_and_metrics_are_torchs_everywhere(case: tuple[str, str, tuple[int, int]], tmp_path: Path) -> None:
+    task, backbone, size = case
+    words = [f"backbone={backbone}", f"image_size=[{size[0]},{size[1]}]", *TINY_SCENES]
+    run = write_run(tmp_path / "run", task, words)
+    model = load(run).eval()
+    graph = Graph(model, Form(size))
+    opened = list(runners(graph))
+    check_parity(graph, opened, size)
+    (reference,) = runners(graph, ("torch",))
+    data = read_data(checkpoint.load(run / checkpoint.BEST)["config"])
+    view = Samples(data.splits["val"], tuple(model.heads), model.view, 0, False)
+    for count in (1, 4):
+        for runner in opened:
+            found = parity.compare(runner, reference, evaluation_loader(view, count, 0))
+            assert found.images == len(data.splits["val"])
+            assert parity.verdict(found, "f32", None, 0.001) == [], (runner.name, count)
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -106,18 +121,14 @@ def test_suppression_is_torchvisions_on_crowded_boxes() -> None:
 def test_an_artefact_alone_predicts_as_the_run(name: str, tmp_path: Path) -> None:
     if deploy.lacking(name):
         pytest.skip(f"{name} is not installed")
-    from tasks import load
-    from tasks.training.checkpoint import BEST
-    from tasks.training.checkpoint import load as load_checkpoint
-
     classes = ["heads.classify.num_classes=3", "heads.detect.num_classes=3", "heads.segment.num_classes=3"]
     run = write_run(tmp_path / "run", "multitask", [*classes, "image_size=[64,96]", "evaluation.resize=squash"])
     model = load(run)
     graph = Graph(model, Form((64, 96), batch=1))
-    config = load_checkpoint(run / BEST)["config"]
+    config = checkpoint.load(run / checkpoint.BEST)["config"]
     file = tmp_path / f"alone{facts(name)['SUFFIX']}"
-    engine(name).export(graph, file, artefact.describe(graph, name, config, run / BEST))
-    (run / BEST).unlink()
+    engine(name).export(graph, file, artefact.describe(graph, name, config, run / checkpoint.BEST))
+    (run / checkpoint.BEST).unlink()
     runner = open_file(file, 1, trust=name == "torch_export")
     assert runner.metadata["checkpoint"]["sha256"]
     assert runner.classes == model.classes
