@@ -1,0 +1,93 @@
+"""Muon: steps whose matrices are orthogonal, for short trainings from scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic; the source's."""
+
+ITERATIONS = 5
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the matrices, AdamW for everything else: depthwise filters, norms, biases.
+
+    A matrix is the weight of a convolution that mixes channels, or of a linear layer, as [outputs, everything else].
+    Its step is its momentum with all singular values brought close to 1, as long as AdamW's would be, so that both
+    parts share a learning rate.
+
+    Args:
+        params: parameter groups.
+        lr: of both parts.
+        momentum: of the matrices' gradients, [0, 1); Nesterov's.
+        largest: matrices of more rows and columns are AdamW's, too: their steps take longer than they are worth.
+        weight_decay: decoupled, times the learning rate.
+        betas: of AdamW.
+        eps: of AdamW.
+        fused: AdamW in one kernel.
+    Source: https://kellerjordan.github.io/posts/muon; the length, 0.2 sqrt(max(rows, columns)): arXiv 2502.16982,
+        section 2.2.
+    Differs: ``torch.optim.Muon`` takes matrices only, and calculates in bfloat16, which is slow on many CPUs.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float,
+        largest: int,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool,
+    ) -> None:
+        super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused)
+        self.momentum, self.largest = momentum, largest
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; gradients of matrices are taken away."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and is_matrix(weight, self.largest):
+                    self._step(weight, weight.grad, group["lr"], group["weight_decay"])
+                    weight.grad = None  # AdamW passes over it
+        super().step()
+        return loss
+
+    def _step(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        mean = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        mean.lerp_(gradient, 1 - self.momentum)
+        ahead = torch.lerp(gradient, mean, self.momentum).flatten(1)
+        length = 0.2 * math.sqrt(max(ahead.shape))
+        weight.mul_(1 - lr * weight_decay).add_(orthogonal(ahead).view(weight.shape), alpha=-lr * length)
+
+
+def is_matrix(weight: Tensor, largest: int) -> bool:
+    """Whether a weight mixes channels, [outputs, inputs, ...] and neither is 1, but not too many of them."""
+    return weight.ndim > 1 and 1 < min(weight.shape[:2]) <= largest
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix of orthonormal rows or columns, roughly: singular values come to lie between 0.5 and 1.5.
+
+    Args:
+        matrix: [rows, columns] float32.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
