@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.words import command, pairs, suggest
+
+if TYPE_CHECKING:
+    from tasks.deploy.printed import Latencies
+    from tasks.reporting.ledger import LedgerTable
 
 HELP = """\
 python -m tasks.ledger [key=value ...]      every published row: printed, ours, difference, verdict, and why
@@ -18,7 +23,10 @@ python -m tasks.ledger [key=value ...]      every published row: printed, ours, 
   format=text               text, markdown or json; markdown and json hold each row's command
   out=ledger.md             a file to write to, instead of the screen
   results=results.jsonl     run records (one or several files, separated by commas): accuracies measured here
-  latency=true              time one image through each network on this machine (two seconds a network)
+  latency=true              beside the printed milliseconds' ratios those of this machine, and which orderings hold;
+                            of tables 3, 4 and 6, or those that table= names (minutes)
+  engine=all                that latencies are measured in
+  threads=1,2               that latencies are measured with
 
 The figures, their sources and the config of every row are in conf/ledger.
 """
@@ -36,6 +44,8 @@ class Options:
     out: str | None = None
     results: list[str] | None = None
     latency: bool = False
+    engine: list[str] | None = None
+    threads: list[int] | None = None
 
 
 def parse(words: Sequence[str]) -> Options:
@@ -51,23 +61,31 @@ def parse(words: Sequence[str]) -> Options:
             raise ValueError(f"there is no key {key!r}{suggest(key, known)}; there are {', '.join(known)}")
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
-        if key in ("table", "results"):
+        if key in ("table", "results", "engine"):
             setattr(options, key, [part for part in value.split(",") if part])
         elif key == "latency":
             if value not in ("true", "false"):
                 raise ValueError(f"latency={value}; expected true or false")
             options.latency = value == "true"
+        elif key == "threads":
+            counts = value.split(",")
+            if not all(count.isdecimal() and int(count) for count in counts):
+                raise ValueError(f"threads={value}; expected numbers above 0, such as 1,2")
+            options.threads = [int(count) for count in counts]
         else:
             setattr(options, key, value)
     if options.format not in FORMATS:
         raise ValueError(
             f"there is no format {options.format!r}{suggest(options.format, FORMATS)}; there are {', '.join(FORMATS)}"
         )
+    for key in ("engine", "threads"):
+        if getattr(options, key) and not options.latency:
+            raise ValueError(f"{key}= is of latencies; add latency=true")
     return options
 
 
-def work(options: Options) -> None:
-    """Read, build, count, print."""
+def work(options: Options) -> int:
+    """Read, build, count, print. Returns the exit code."""
     from tasks.reporting.ledger import choose, read_ledger
     from tasks.reporting.results import Record, read_records
 
@@ -82,14 +100,35 @@ def work(options: Options) -> None:
     from tasks.reporting.ledger_counts import find
     from tasks.reporting.ledger_text import FORMATS as WRITERS
 
-    sections = [(table, find(table, records, options.latency)) for table in tables.values()]
-    written = WRITERS[options.format](sections)
+    found = latencies(tables, options) if options.latency else None
+    written = WRITERS[options.format]([(table, find(table, records)) for table in tables.values()], found)
     if options.out is None:
         print(written)
-        return
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(written + "\n", encoding="utf-8")
-    print(f"ledger  {Path(options.out).resolve()}", file=sys.stderr)
+    else:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text(written + "\n", encoding="utf-8")
+        print(f"ledger  {Path(options.out).resolve()}", file=sys.stderr)
+    return 130 if found and found.interrupted else 0
+
+
+def latencies(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
+    """Measured ratios of the tables that print milliseconds.
+
+    Raises:
+        ValueError: none of them does.
+    """
+    from tasks import benchmark
+    from tasks.deploy import printed
+
+    default = benchmark.Options().table
+    timed = {
+        name: table
+        for name, table in tables.items()
+        if len(printed.rows_of(table)) > 1 and (options.table or name in default)
+    }
+    if not timed:
+        raise ValueError(f"of table={','.join(tables)} no two rows asked for print a latency; try table=3,4,6")
+    return printed.measure(timed, benchmark.Options(what="paper", engine=options.engine, threads=options.threads))
 
 
 def main() -> None:

@@ -15,11 +15,14 @@ from fixtures import ROOT, SHARED
 
 from tasks import build, ledger
 from tasks.cli import compose
+from tasks.deploy import printed
+from tasks.deploy.printed import Latencies
 from tasks.reporting.costs import count
 from tasks.reporting.ledger import Figure, LedgerTable, Network, choose, judge, read_ledger
 from tasks.reporting.ledger_counts import Outcome, count_as, find
+from tasks.reporting.ledger_page import ledger_section
 from tasks.reporting.ledger_runs import HERE, HOLDS, NOT_RUN, OPEN, QUOTED, REDUCED, REVERSED, orderings
-from tasks.reporting.ledger_text import markdown, text, to_json
+from tasks.reporting.ledger_text import Writer, markdown, text, to_json
 from tasks.training.build import complete, plain
 
 FOLDER = ROOT / "conf" / "ledger"
@@ -389,6 +392,10 @@ def test_a_mistake_in_the_data_is_named(tmp_path: Path, wrong: str, message: str
         (["tabel=3"], "there is no key 'tabel', did you mean 'table'?"),
         (["table=3", "row=V3-Lrge"], "row=V3-Lrge fits no row, did you mean 'V3-Large"),
         (["latency=yes"], "expected true or false"),
+        (["latency=true", "threads=0"], "threads=0; expected numbers above 0"),
+        (["latency=true", "table=8", "engine=onnx"], "there is no engine 'onnx'"),
+        (["latency=true", "table=text"], "of table=text no two rows asked for print a latency"),
+        (["engine=torch"], "add latency=true"),
         (["3"], "'3' is no key=value"),
         (["results=none.jsonl"], "none.jsonl is not a file"),
     ],
@@ -440,13 +447,47 @@ def test_the_command_writes_json_with_every_row(
     assert first["accuracy"] == {"printed_percent": 72.6, "status": "not run", "measured": []}
 
 
-def test_latency_is_measured_only_where_asked(made_up: LedgerTable) -> None:
-    row = choose({"made_up": made_up}, None, "equal")["made_up"]
-    assert find(row)[0].latency is None
-    timed = find(row, measure_latency=True)
-    assert timed[0].latency is not None
-    assert timed[0].latency["batch_size"] == 1
-    assert "ms here" in text([(row, timed)])
+@pytest.fixture
+def latencies() -> Latencies:
+    """Of table 3's first three rows under one engine; the second is slower than the first, as printed."""
+    first, second, third = printed.rows_of(TABLES["3"])[:3]
+    pairs = printed.judged(first, second, TABLES["3"].devices, ours=0.9, different=True)
+    ratios = [(1.0, 1.0, 1.0), (1.11, 1.1, 1.12), (0.5, 0.4, 0.6)]
+    one = printed.Measured("torch", 2, [first, second, third], ratios, [10.0, 11.1, 5.0], pairs, ["busy"])
+    return Latencies({"3": [one]}, ["on a machine"], False)
+
+
+@pytest.mark.parametrize("write", [text, markdown])
+def test_ratios_of_latencies_stand_below_their_table(write: Writer, latencies: Latencies) -> None:
+    sections = [(TABLES[name], find(TABLES[name])) for name in ("3", "8")]
+    assert "Latencies as ratios" not in write(sections, None)
+    written = write(sections, latencies)
+    assert written.count("Latencies as ratios") == 1
+    assert "1.11 [1.10, 1.12]" in written
+    assert "on a machine" in written
+    assert written.index("1.11 [1.10, 1.12]") < written.index(TABLES["8"].title)
+
+
+def test_ratios_of_latencies_stand_on_the_page(latencies: Latencies, tmp_path: Path) -> None:
+    sections = [(TABLES[name], find(TABLES[name])) for name in ("3", "8")]
+    (tmp_path / "ledger.json").write_text(to_json(sections, latencies))
+    page = ledger_section(tmp_path / "ledger.json")
+    assert page.count("Latencies as ratios to the first row") == 1
+    for words in ("torch, 2 threads", "1.11 [1.10, 1.12]", "3 holds (noisy: busy)", "on a machine"):
+        assert words in page, words
+
+
+@pytest.mark.slow
+def test_latencies_are_measured_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["table=3,text", "row=V3-Small*", "latency=true", "engine=torch", "threads=1", "format=json"]
+    assert ledger.work(ledger.parse(words)) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert [len(table["latencies"]) for table in tables] == [1, 0]
+    (found,) = tables[0]["latencies"]
+    assert (found["engine"], found["threads"]) == ("torch", 1)
+    assert len(found["rows"]) > 1
+    assert all(row["low"] <= row["ratio"] <= row["high"] and row["ms"] > 0 for row in found["rows"])
+    assert found["orderings"]
 
 
 @pytest.mark.slow

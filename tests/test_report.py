@@ -86,7 +86,7 @@ def ledger(folder: Path, tables: int = 2, rows: int = 3) -> Path:
             "command": f"python -m tasks.classify row={number} {HOSTILE}",
             "less": None, "not_built": None, "claim": HOSTILE, "counts": {"params": count},
             "accuracy": {"printed_percent": 75.2 - number, "status": REDUCED, "measured": [measured]},
-            "latency": {"printed_ms": [51.0], "here": None},
+            "printed_ms": [51.0],
         }  # fmt: skip
 
     difference = {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 2}
@@ -100,11 +100,12 @@ def ledger(folder: Path, tables: int = 2, rows: int = 3) -> Path:
     table = {
         "table": "3", "title": f"Table 3 {HOSTILE}", "convention": HOSTILE, "metric": "top1", "devices": ["Pixel 1"],
         "sources": {"X": HOSTILE}, "quoted": None, "rows": [row(number) for number in range(rows)],
-        "orderings": [order | {"verdict": HOLDS}],
+        "orderings": [order | {"verdict": HOLDS}], "latencies": [],
     }  # fmt: skip
     whole = {
         "format": FORMAT,
         "made": "2026-01-01",
+        "latency_notes": [HOSTILE],
         "tables": [table] * tables,
         "summary": {ROUNDING: 3, REDUCED: 3, HOLDS: 1},
     }

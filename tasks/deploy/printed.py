@@ -7,10 +7,10 @@ another is. The figures are the ledger's (``conf/ledger``).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.benchmark import Options
 from tasks.cli import CONF
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from tasks.deploy.latency import Store
 
 ROUNDS = 60
-QUANTISED = {"4": "the paper's are of 8-bit networks, ours of float32"}
+RATIOS = (
+    "ratios    of the network's time to that of the table's first row, batch 1, timed in the same rounds: median "
+    "[95 % interval]; the printed ones are of the printed milliseconds"
+)
+HOLDS = (
+    "holds     of two rows the printed slower one is slower here, too; reversed: it is faster; not told apart: the "
+    "99 % interval of their ratio reaches within 2 % of 1"
+)
+QUANTISED = {"4": "The printed latencies are of 8-bit networks, ours of float32."}
 
 
 class Pair(NamedTuple):
@@ -52,9 +60,42 @@ class Measured(NamedTuple):
     noise: list[str]
 
 
+class Latencies(NamedTuple):
+    """What ``measure`` found."""
+
+    tables: dict[str, list[Measured]]
+    """By the table's name."""
+    notes: list[str]
+    """The conditions, what the words mean, what was left out and why."""
+    interrupted: bool
+
+    def lines(self, table: LedgerTable) -> list[str]:
+        """Of a table, as markdown; none if it was not asked for."""
+        return written(table, self.tables[table.name]) if table.name in self.tables else []
+
+    def plain(self, table: LedgerTable) -> list[dict[str, Any]]:
+        """Of a table, as JSON has it."""
+        return [plain(measured) for measured in self.tables.get(table.name, [])]
+
+
 def work(options: Options) -> int:
     """Measure the tables and print them. Returns the exit code."""
     tables = choose(read_ledger(CONF / "ledger"), options.table, None)
+    found = measure(tables, options)
+    parts = [line for name in found.tables for line in (f"### {tables[name].title}", "", *found.lines(tables[name]))]
+    show(parts + found.notes, options.out)
+    return 130 if found.interrupted else 0
+
+
+def measure(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
+    """Every table's networks in turn, for each engine and number of threads.
+
+    Args:
+        tables: by name, with their rows.
+        options: engines, threads, rounds and seconds.
+    Raises:
+        ValueError: a table that prints no latencies; an engine that is unknown or not installed.
+    """
     for name, table in tables.items():
         if not table.devices:
             with_ms = [key for key, one in read_ledger(CONF / "ledger").items() if one.devices]
@@ -65,36 +106,22 @@ def work(options: Options) -> int:
     progress, watch = Progress(len(tables) * len(engines) * len(counts)), machine.Watch()
     from tasks.deploy.latency import Store
 
-    parts: list[str] = []
+    found: dict[str, list[Measured]] = {name: [] for name in tables}
     interrupted = False
-    for table in tables.values():
-        found: list[Measured] = []
-        with tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_") as folder:
-            store = Store(Path(folder))
-            try:
+    try:
+        for name, table in tables.items():
+            with tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_") as folder:
+                store = Store(Path(folder))
                 for engine, threads in product(engines, counts):
                     one = measure_table(table, engine, threads, options, store, progress, left_out)
-                    found += [one] if one else []
+                    found[name] += [one] if one else []
                     progress.step()
-            except KeyboardInterrupt:
-                interrupted = True
-        parts += written(table, found)
-        if interrupted:
-            break
+    except KeyboardInterrupt:
+        interrupted = True
     progress.clear()
-    load = watch.load()
     packages = sorted({name for engine in engines for name in facts(engine)["PACKAGES"]})
-    parts += machine.in_words(counts, packages)
-    parts += [
-        "ratios    of the network's time to that of the table's first row, batch 1, timed in the same rounds: median "
-        "[95 % interval]; the printed ones are of the printed milliseconds",
-        "holds     of two rows the printed slower one is slower here, too; reversed: it is faster; not told apart: the "
-        "99 % interval of their ratio reaches within 2 % of 1",
-        load.in_words(),
-        *[f"left out  {line}" for line in dict.fromkeys(left_out)],
-    ]
-    show(parts, options.out)
-    return 130 if interrupted else 0
+    notes = [*machine.in_words(counts, packages), RATIOS, HOLDS, watch.load().in_words()]
+    return Latencies(found, notes + [f"left out  {line}" for line in dict.fromkeys(left_out)], interrupted)
 
 
 def rows_of(table: LedgerTable) -> list[Row]:
@@ -183,10 +210,9 @@ def judged(row: Row, other: Row, devices: Sequence[str], ours: float, different:
 
 def written(table: LedgerTable, found: Sequence[Measured]) -> list[str]:
     """Markdown: ratios row by row, then the orderings."""
-    note = f" ({QUANTISED[table.name]})" if table.name in QUANTISED else ""
-    lines = [f"### {table.title}{note}", ""]
     if not found:
-        return [*lines, "nothing was measured", ""]
+        return ["nothing was measured", ""]
+    lines = [f"{QUANTISED[table.name]}", ""] if table.name in QUANTISED else []
     names = [f"{one.engine}, {one.threads} thread{'s' if one.threads > 1 else ''}" for one in found]
     rows = list({row.name: row for one in found for row in one.rows}.values())
     head = ["row", *(f"{device} ms" for device in table.devices), *(f"{device} ratio" for device in table.devices)]
@@ -222,3 +248,13 @@ def orderings(table: LedgerTable, found: Sequence[Measured], names: Sequence[str
                 if pair.verdict == "reversed" and device == table.devices[0]
             ]
     return [*lines, "", *wrong, ""] if wrong else [*lines, ""]
+
+
+def plain(measured: Measured) -> dict[str, Any]:
+    """As JSON has it."""
+    rows = [
+        {"row": row.name, "ms": ms, "ratio": ratio, "low": low, "high": high}
+        for row, ms, (ratio, low, high) in zip(measured.rows, measured.ms, measured.ratios, strict=True)
+    ]
+    about = {"engine": measured.engine, "threads": measured.threads, "noise": measured.noise}
+    return {**about, "rows": rows, "orderings": [pair._asdict() for pair in measured.pairs]}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.blocks import SqueezeExcite
 from tasks.cli import compose
-from tasks.reporting import latency
 from tasks.reporting.costs import Costs, count
 from tasks.reporting.ledger import (
     DIFFERS,
@@ -61,18 +60,16 @@ class Outcome:
     figures: dict[str, Found]
     status: str | None
     measured: list[Measured]
-    latency: dict[str, Any] | None
     not_built: str | None
     """Why."""
 
 
-def find(table: LedgerTable, records: Sequence[Record] = (), measure_latency: bool = False) -> list[Outcome]:
+def find(table: LedgerTable, records: Sequence[Record] = ()) -> list[Outcome]:
     """Every row of a table, in order; a row that cannot be built says why.
 
     Args:
         table: with the rows that are wanted.
         records: of ``results.jsonl``, for accuracies.
-        measure_latency: time one image through each network on this machine.
     """
     outcomes = []
     for row in table.rows:
@@ -94,8 +91,7 @@ def find(table: LedgerTable, records: Sequence[Record] = (), measure_latency: bo
                 if records and not table.quoted:
                     config = complete(plain(_compose(row.network.command, row.network.overrides)))[0]
                     found = measurements(table, row, config, records)
-        timed = time_it(row.network) if measure_latency and row.network and not not_built else None
-        outcomes.append(Outcome(row, figures, status_of(table, row, found), found, timed, not_built))
+        outcomes.append(Outcome(row, figures, status_of(table, row, found), found, not_built))
     return outcomes
 
 
@@ -173,10 +169,3 @@ def _resizing(model: Model, size: tuple[int, int], each: int) -> int:
 
 
 _BILINEAR = torch.ops.aten.upsample_bilinear2d
-
-
-@cache
-def time_it(network: Network) -> dict[str, Any]:
-    """One image through the network on this machine, eager torch: see ``latency.measure``."""
-    model = model_from_config(_compose(network.command, network.overrides)).eval()
-    return latency.measure(model.to(memory_format=torch.channels_last), network.size)

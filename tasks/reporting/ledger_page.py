@@ -6,6 +6,7 @@ Counting every row takes torch and half a minute, so the page takes the written 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -63,7 +64,13 @@ def _summary(ledger: Mapping[str, Any]) -> str:
     return (
         f'<p class="soft">Counted {made}. Accuracies measured here stand in a column of their own; at reduced scale '
         f'they are not to be compared with the printed ones.</p><ul class="notes">{counts}</ul>'
+        f"{_notes('Latencies here', ledger['latency_notes'])}"
     )
+
+
+def _notes(title: str, lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<p class="soft">{escape(title)}:</p><ul class="notes">{items}</ul>' if lines else ""
 
 
 def _table(i: int, table: Mapping[str, Any]) -> str:
@@ -95,7 +102,7 @@ def _table(i: int, table: Mapping[str, Any]) -> str:
 <div class="scroll" tabindex="0" role="region" aria-label="ledger: {title}"><table class="sortable" id="l{i}">
 <thead><tr>{head}<th scope="col">how</th></tr></thead><tbody>
 {lines}</tbody></table></div>
-<ul class="notes">{below}</ul>{_orderings(table["orderings"])}
+<ul class="notes">{below}</ul>{_orderings(table["orderings"])}{_latencies(table)}
 """
 
 
@@ -121,7 +128,7 @@ def _row(table: Mapping[str, Any], row: Mapping[str, Any], figures: Sequence[str
             f"<td>{escape(accuracy['status'] or '-')}</td>",
         ]
     if table["devices"]:
-        cells.append(f"<td>{escape(' / '.join(f'{ms:g}' for ms in row['latency']['printed_ms']) or '-')}</td>")
+        cells.append(f"<td>{escape(' / '.join(f'{ms:g}' for ms in row['printed_ms']) or '-')}</td>")
     return f"<tr>{''.join(cells)}<td>{_how(row)}</td></tr>\n"
 
 
@@ -184,3 +191,34 @@ def _orderings(found: Sequence[Mapping[str, Any]]) -> str:
         for conditions, lines in by_conditions.items()
     )
     return lists + "".join(f'<p class="soft">{escape(line)}</p>' for line in more + few)
+
+
+def _latencies(table: Mapping[str, Any]) -> str:
+    """Ratios of latencies here beside the printed ones, an engine and number of threads a column."""
+    found = table["latencies"]
+    if not found:
+        return ""
+    printed = {row["row"]: row["printed_ms"] for row in table["rows"]}
+    heads = [f"{device}, printed" for device in table["devices"]]
+    heads += [f"{one['engine']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}" for one in found]
+    ours = [{row["row"]: row for row in one["rows"]} for one in found]
+    first = next(name for name in printed if any(name in rows for rows in ours))
+    lines = []
+    for name, ms in printed.items():
+        if any(name in rows for rows in ours):
+            cells = [_number(a / b, f"{a / b:.2f}") for a, b in zip(ms, printed[first], strict=False)]
+            for rows in ours:
+                row = rows.get(name)
+                text = "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**row) if row else "-"
+                cells.append(_number(row and row["ratio"], text))
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    orders = []
+    for head, one in zip(heads[len(table["devices"]) :], found, strict=True):
+        counts = Counter(pair["verdict"] for pair in one["orderings"])
+        noise = f" (noisy: {'; '.join(one['noise'])})" if one["noise"] else ""
+        orders.append(f"{head}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}{noise}")
+    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in heads)
+    return f"""<p>Latencies as ratios to the first row:</p>
+<div class="scroll" tabindex="0" role="region" aria-label="latencies: {escape(table["title"])}"><table>
+<thead><tr><th scope="col">row</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+{_notes("The print's orders of latencies", orders)}"""

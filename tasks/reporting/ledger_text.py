@@ -22,12 +22,13 @@ from tasks.reporting.statistics import summarise
 from tasks.reporting.tables import difference_text, stat_text
 
 if TYPE_CHECKING:  # they need torch, and the report page reads from here
+    from tasks.deploy.printed import Latencies
     from tasks.reporting.ledger_counts import Found, Outcome
 
     Section = tuple[LedgerTable, list[Outcome]]
 
 NAMES = {"params": "params", "madds": "MAdds"}
-FORMAT = 1
+FORMAT = 2
 """Of the JSON."""
 
 
@@ -100,7 +101,7 @@ def _header(section: Section) -> list[str]:
         cells += ["claim", "status"]
     if table.devices:
         cells.append("ms on " + ", ".join(table.devices))
-    return cells + (["ms here"] if any(one.latency for one in outcomes) else [])
+    return cells
 
 
 def _cells(section: Section, outcome: Outcome, marks: dict[str, str]) -> list[str]:
@@ -118,8 +119,6 @@ def _cells(section: Section, outcome: Outcome, marks: dict[str, str]) -> list[st
         cells += [row.claim or "-", outcome.status or "-"]
     if table.devices:
         cells.append(" / ".join(row.ms) or "-")
-    if any(one.latency for one in outcomes):
-        cells.append(f"{outcome.latency['median_ms']:.1f}" if outcome.latency else "-")
     return cells
 
 
@@ -167,16 +166,10 @@ def _grid(section: Section) -> tuple[list[list[str]], list[str]]:
 
 
 def _below(section: Section) -> list[str]:
-    table, outcomes = section
+    table, _ = section
     lines = [table.convention, f"source: {'; '.join(f'{k}: {v}' for k, v in table.sources.items())}"]
     if table.quoted and table.metric:
         lines.append(f"accuracies are quoted: {table.quoted}")
-    timed = next((one.latency for one in outcomes if one.latency), None)
-    if timed:
-        lines.append(
-            f"ms here: median, {timed['engine']}, {timed['device']}, {timed['threads']} threads, "
-            f"batch {timed['batch_size']}; another device than the printed ones"
-        )
     return lines + _order_lines(section)
 
 
@@ -193,7 +186,7 @@ def _legend(sections: Sequence[Section]) -> list[str]:
     return [f"{count} x {name}: {meaning[name]}" for name, count in summary(sections).items()]
 
 
-def text(sections: Sequence[Section]) -> str:
+def text(sections: Sequence[Section], latencies: Latencies | None = None) -> str:
     """For a terminal."""
     parts = []
     for section in sections:
@@ -201,11 +194,12 @@ def text(sections: Sequence[Section]) -> str:
         widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in grid]
         rule = "-" * min(max(len(line) for line in lines), 160)
-        parts.append("\n".join([section[0].title, rule, *lines, rule, *_below(section), *notes]))
-    return "\n\n".join([*parts, "\n".join(_legend(sections))])
+        more = _latency_lines(section, latencies)
+        parts.append("\n".join([section[0].title, rule, *lines, rule, *_below(section), *notes, *more]))
+    return "\n\n".join([*parts, "\n".join([*_legend(sections), *(latencies.notes if latencies else [])])])
 
 
-def markdown(sections: Sequence[Section]) -> str:
+def markdown(sections: Sequence[Section], latencies: Latencies | None = None) -> str:
     """For a README, with the command of every row."""
     parts = []
     for section in sections:
@@ -217,11 +211,18 @@ def markdown(sections: Sequence[Section]) -> str:
         lines = [f"| {' | '.join(line)} |" for line in escaped]
         lines.insert(1, "|" + " --- |" * len(grid[0]))
         listed = [f"  - {line.strip()}" if line.startswith(" ") else f"- {line}" for line in [*_below(section), *notes]]
-        parts.append("\n".join([f"### {section[0].title}", "", *lines, "", *listed]))
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _legend(sections))])
+        more = _latency_lines(section, latencies)
+        parts.append("\n".join([f"### {section[0].title}", "", *lines, "", *listed, *more]))
+    notes = [*_legend(sections), *(latencies.notes if latencies else [])]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in notes)])
 
 
-def to_json(sections: Sequence[Section]) -> str:
+def _latency_lines(section: Section, latencies: Latencies | None) -> list[str]:
+    lines = latencies.lines(section[0]) if latencies else []
+    return ["", "Latencies as ratios:", "", *lines[:-1]] if lines else []
+
+
+def to_json(sections: Sequence[Section], latencies: Latencies | None = None) -> str:
     """Everything, as plain numbers; accuracies measured are fractions, printed ones percent."""
     tables = [
         {
@@ -236,11 +237,13 @@ def to_json(sections: Sequence[Section]) -> str:
             "orderings": [
                 {**one._asdict(), "difference": one.difference._asdict()} for one in orders_of((table, outcomes))
             ],
+            "latencies": latencies.plain(table) if latencies else [],
         }
         for table, outcomes in sections
     ]
     about = {"format": FORMAT, "made": datetime.now().astimezone().isoformat(timespec="seconds")}
     meaning = {"verdicts": VERDICTS, "statuses": STATUSES, "orders": ORDERS}
+    about |= {"latency_notes": latencies.notes if latencies else []}
     whole = about | {"tables": tables, "summary": summary(sections), **meaning}
     return json.dumps(whole, indent=1, ensure_ascii=False)
 
@@ -260,7 +263,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
             "status": outcome.status,
             "measured": [_plain_measured(one) for one in outcome.measured],
         },
-        "latency": {"printed_ms": [float(ms) for ms in row.ms], "here": outcome.latency},
+        "printed_ms": [float(ms) for ms in row.ms],
     }
 
 
@@ -287,4 +290,5 @@ def _plain_count(found: Found, outcome: Outcome, key: str) -> dict[str, Any]:
     }
 
 
-FORMATS: dict[str, Callable[[Sequence[Section]], str]] = {"text": text, "markdown": markdown, "json": to_json}
+Writer = Callable[["Sequence[Section]", "Latencies | None"], str]
+FORMATS: dict[str, Writer] = {"text": text, "markdown": markdown, "json": to_json}
