@@ -45,7 +45,7 @@ class Muon(torch.optim.AdamW):
         weight_decay: float,
         betas: tuple[float, float],
         eps: float,
-        fused: bool,
+        fused: bool = False,
     ) -> None:
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused)
         self.momentum, self.largest = momentum, largest
@@ -66,8 +66,11 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _step(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        mean = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-        mean.lerp_(gradient, 1 - self.momentum)
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         ahead = torch.lerp(gradient, mean, self.momentum).flatten(1)
         length = 0.2 * math.sqrt(max(ahead.shape))
         weight.mul_(1 - lr * weight_decay).add_(orthogonal(ahead).view(weight.shape), alpha=-lr * length)
