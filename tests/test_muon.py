@@ -94,3 +94,8 @@ def test_large_matrices_are_adamws() -> None:
     train(model, [optimizer], 1)
     with_momentum = [tuple(p.shape) for p, state in optimizer.state.items() if "momentum_buffer" in state]
     assert with_momentum == [(8, 3, 3, 3)]
+
+
+def test_momentum_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.momentum is 1\.5"):
+        Muon(list(net().parameters()), momentum=1.5, largest=64, **SETTINGS)

@@ -26,11 +26,13 @@ class Muon(torch.optim.AdamW):
         params: parameter groups.
         lr: of both parts.
         momentum: of the matrices' gradients, [0, 1); Nesterov's.
-        largest: matrices of more rows and columns are AdamW's, too: their steps take longer than they are worth.
+        largest: matrices of more rows and columns are AdamW's, too, to save their time; they want a lower rate.
         weight_decay: decoupled, times the learning rate.
         betas: of AdamW.
         eps: of AdamW.
         fused: AdamW in one kernel.
+    Raises:
+        ValueError: a number out of range.
     Source: https://kellerjordan.github.io/posts/muon; the length, 0.2 sqrt(max(rows, columns)): arXiv 2502.16982,
         section 2.2.
     Differs: ``torch.optim.Muon`` takes matrices only, and calculates in bfloat16, which is slow on many CPUs.
@@ -47,6 +49,8 @@ class Muon(torch.optim.AdamW):
         eps: float,
         fused: bool = False,
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"optimizer.momentum is {momentum}; expected a number from 0 to below 1, such as 0.95")
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused)
         self.momentum, self.largest = momentum, largest
 
