@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.training.muon import Muon, is_matrix, orthogonal
 
-SETTINGS = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
+SETTINGS = {"lr": 0.01, "others_lr": 0.5, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
 
 
 def net() -> nn.Module:
@@ -53,7 +53,7 @@ def test_steps_are_those_of_torchs_muon_and_adamw() -> None:
     assert [tuple(p.shape) for p in matrices] == [(8, 3, 3, 3), (20, 8, 1, 1), (4, 320)]
     flat = [nn.Parameter(p.detach().flatten(1)) for p in matrices]
     muon = torch.optim.Muon(flat, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(others, **SETTINGS)
+    adamw = torch.optim.AdamW(others, lr=0.005, weight_decay=0.1, betas=(0.9, 0.99), eps=1e-8)
     optimizer = Muon(list(ours.parameters()), momentum=0.9, largest=64, **SETTINGS)
     for i in range(3):
         first = [p.detach().clone() for p in theirs.parameters()]
@@ -96,6 +96,7 @@ def test_large_matrices_are_adamws() -> None:
     assert with_momentum == [(8, 3, 3, 3)]
 
 
-def test_momentum_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"optimizer\.momentum is 1\.5"):
-        Muon(list(net().parameters()), momentum=1.5, largest=64, **SETTINGS)
+@pytest.mark.parametrize(("key", "value"), [("momentum", 1.5), ("momentum", -0.1), ("others_lr", 0.0)])
+def test_numbers_out_of_range_are_named(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer\.{key} is {value}; expected"):
+        Muon(list(net().parameters()), **({"momentum": 0.9, "largest": 64, **SETTINGS} | {key: value}))

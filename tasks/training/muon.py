@@ -25,8 +25,9 @@ class Muon(torch.optim.AdamW):
     Args:
         params: parameter groups.
         lr: of both parts.
+        others_lr: factor on it for what AdamW does, above 0.
         momentum: of the matrices' gradients, [0, 1); Nesterov's.
-        largest: matrices of more rows and columns are AdamW's, too, to save their time; they want a lower rate.
+        largest: matrices of more rows and columns are AdamW's, too, to save their time; they want a low ``others_lr``.
         weight_decay: decoupled, times the learning rate.
         betas: of AdamW.
         eps: of AdamW.
@@ -42,6 +43,7 @@ class Muon(torch.optim.AdamW):
         self,
         params: Any,
         lr: float,
+        others_lr: float,
         momentum: float,
         largest: int,
         weight_decay: float,
@@ -52,7 +54,9 @@ class Muon(torch.optim.AdamW):
         if not 0 <= momentum < 1:
             raise ValueError(f"optimizer.momentum is {momentum}; expected a number from 0 to below 1, such as 0.95")
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused)
-        self.momentum, self.largest = momentum, largest
+        if not 0 < others_lr < math.inf:
+            raise ValueError(f"optimizer.others_lr is {others_lr}; expected a factor above 0, such as 1")
+        self.others_lr, self.momentum, self.largest = others_lr, momentum, largest
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -66,7 +70,12 @@ class Muon(torch.optim.AdamW):
                 if weight.grad is not None and is_matrix(weight, self.largest):
                     self._step(weight, weight.grad, group["lr"], group["weight_decay"])
                     weight.grad = None  # AdamW passes over it
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] *= self.others_lr
         super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
         return loss
 
     def _step(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
