@@ -202,16 +202,15 @@ def _latencies(table: Mapping[str, Any]) -> str:
     heads = [f"{device}, printed" for device in table["devices"]]
     heads += [f"{one['engine']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}" for one in found]
     ours = [{row["row"]: row for row in one["rows"]} for one in found]
-    first = next(name for name in printed if any(name in rows for rows in ours))
+    shown = [name for name in printed if any(name in rows for rows in ours)]
     lines = []
-    for name, ms in printed.items():
-        if any(name in rows for rows in ours):
-            cells = [_number(a / b, f"{a / b:.2f}") for a, b in zip(ms, printed[first], strict=False)]
-            for rows in ours:
-                row = rows.get(name)
-                text = "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**row) if row else "-"
-                cells.append(_number(row and row["ratio"], text))
-            lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    for name in shown:
+        cells = [_number(a / b, f"{a / b:.2f}") for a, b in zip(printed[name], printed[shown[0]], strict=False)]
+        for rows in ours:
+            row = rows.get(name)
+            text = "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**row) if row else "-"
+            cells.append(_number(row and row["ratio"], text))
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     orders = []
     for head, one in zip(heads[len(table["devices"]) :], found, strict=True):
         counts = Counter(pair["verdict"] for pair in one["orderings"])
