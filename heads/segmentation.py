@@ -170,6 +170,7 @@ def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
     return [_class_map(low.permute(1, 2, 0).contiguous(), size) for low, size in pairs]
 
 
+@torch.no_grad()
 def _class_map(low: Tensor, size: Size) -> Tensor:
     """One image's map from its logits [h, w, K].
 

@@ -62,7 +62,10 @@ def parse(words: Sequence[str]) -> Options:
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
         if key in ("table", "results", "engine"):
-            setattr(options, key, [part for part in value.split(",") if part])
+            parts = [part for part in value.split(",") if part]
+            if not parts:
+                raise ValueError(f"{key}={value} names none; --help says what it takes")
+            setattr(options, key, parts)
         elif key == "latency":
             if value not in ("true", "false"):
                 raise ValueError(f"latency={value}; expected true or false")
@@ -100,12 +103,14 @@ def work(options: Options) -> int:
     from tasks.reporting.ledger_counts import find
     from tasks.reporting.ledger_text import FORMATS as WRITERS
 
+    if options.out is not None:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    sections = [(table, find(table, records)) for table in tables.values()]
     found = latencies(tables, options) if options.latency else None
-    written = WRITERS[options.format]([(table, find(table, records)) for table in tables.values()], found)
+    written = WRITERS[options.format](sections, found)
     if options.out is None:
         print(written)
     else:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(written + "\n", encoding="utf-8")
         print(f"ledger  {Path(options.out).resolve()}", file=sys.stderr)
     return 130 if found and found.interrupted else 0
@@ -127,7 +132,8 @@ def latencies(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
         if len(printed.rows_of(table)) > 1 and (options.table or name in default)
     }
     if not timed:
-        raise ValueError(f"of table={','.join(tables)} no two rows asked for print a latency; try table=3,4,6")
+        rows = f" row={options.row}" if options.row else ""
+        raise ValueError(f"of table={','.join(tables)}{rows} no two rows print a latency; try table=3,4,6")
     return printed.measure(timed, benchmark.Options(what="paper", engine=options.engine, threads=options.threads))
 
 

@@ -392,9 +392,11 @@ def test_a_mistake_in_the_data_is_named(tmp_path: Path, wrong: str, message: str
         (["tabel=3"], "there is no key 'tabel', did you mean 'table'?"),
         (["table=3", "row=V3-Lrge"], "row=V3-Lrge fits no row, did you mean 'V3-Large"),
         (["latency=yes"], "expected true or false"),
+        (["latency=true", "engine=,"], "engine=, names none"),
+        (["latency=true", "table=3", "threads=999"], "threads=999, but this process may use"),
         (["latency=true", "threads=0"], "threads=0; expected numbers above 0"),
         (["latency=true", "table=8", "engine=onnx"], "there is no engine 'onnx'"),
-        (["latency=true", "table=text"], "of table=text no two rows asked for print a latency"),
+        (["latency=true", "table=text"], "of table=text no two rows print a latency"),
         (["engine=torch"], "add latency=true"),
         (["3"], "'3' is no key=value"),
         (["results=none.jsonl"], "none.jsonl is not a file"),
@@ -449,11 +451,13 @@ def test_the_command_writes_json_with_every_row(
 
 @pytest.fixture
 def latencies() -> Latencies:
-    """Of table 3's first three rows under one engine; the second is slower than the first, as printed."""
+    """Of table 3's first three rows under one engine; the second is slower than the first, against the print."""
     first, second, third = printed.rows_of(TABLES["3"])[:3]
     pairs = printed.judged(first, second, TABLES["3"].devices, ours=0.9, different=True)
     ratios = [(1.0, 1.0, 1.0), (1.11, 1.1, 1.12), (0.5, 0.4, 0.6)]
-    one = printed.Measured("torch", 2, [first, second, third], ratios, [10.0, 11.1, 5.0], pairs, ["busy"])
+    one = printed.Measured(
+        "torch, 2 threads", "torch", 2, [first, second, third], ratios, [10.0, 11.1, 5.0], pairs, ["busy"]
+    )
     return Latencies({"3": [one]}, ["on a machine"], False)
 
 
@@ -473,7 +477,7 @@ def test_ratios_of_latencies_stand_on_the_page(latencies: Latencies, tmp_path: P
     (tmp_path / "ledger.json").write_text(to_json(sections, latencies))
     page = ledger_section(tmp_path / "ledger.json")
     assert page.count("Latencies as ratios to the first row") == 1
-    for words in ("torch, 2 threads", "1.11 [1.10, 1.12]", "3 holds (noisy: busy)", "on a machine"):
+    for words in ("torch, 2 threads", "1.11 [1.10, 1.12]", "3 reversed (noisy: busy)", "on a machine"):
         assert words in page, words
 
 

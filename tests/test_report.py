@@ -97,10 +97,15 @@ def ledger(folder: Path, tables: int = 2, rows: int = 3) -> Path:
         "conditions": HOSTILE,
         "difference": difference,
     }
+    timed = {"row": f"net 0 {HOSTILE}", "ms": 1.0, "ratio": 1.0, "low": 0.9, "high": 1.1}
+    latency = {
+        "title": f"torch {HOSTILE}", "engine": "torch", "threads": 1, "noise": [HOSTILE], "rows": [timed],
+        "orderings": [{"verdict": HOSTILE}],
+    }  # fmt: skip
     table = {
         "table": "3", "title": f"Table 3 {HOSTILE}", "convention": HOSTILE, "metric": "top1", "devices": ["Pixel 1"],
         "sources": {"X": HOSTILE}, "quoted": None, "rows": [row(number) for number in range(rows)],
-        "orderings": [order | {"verdict": HOLDS}], "latencies": [],
+        "orderings": [order | {"verdict": HOLDS}], "latencies": [latency],
     }  # fmt: skip
     whole = {
         "format": FORMAT,
@@ -119,7 +124,7 @@ def test_the_ledger_stands_on_the_page(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     for words in (
         "python -m tasks.classify row=2", "params: 1,512,345 at 224x224", ROUNDING, REDUCED, "55.0 ± 7.1 n=2",
-        "net 0 above net 1: +1 printed, here +10.0 [+5.0, +15.0] n=2: holds", "fewer than 5 pairs",
+        "1.00 [0.90, 1.10]", "net 0 above net 1: +1 printed, here +10.0 [+5.0, +15.0] n=2: holds", "fewer than 5 pairs",
     ):  # fmt: skip
         assert words in text, words
     page = Tags()
@@ -136,7 +141,12 @@ def test_without_a_ledger_the_page_says_how_to_get_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[]", "is no ledger"), ('{"format": 0}', "is no ledger"), ('{"format": 1}', "lacks")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no ledger"),
+        ('{"format": 0}', "is no ledger"),
+        (f'{{"format": {FORMAT}}}', "lacks"),
+    ],
 )
 def test_what_is_no_ledger_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "ledger.json").write_text(text)

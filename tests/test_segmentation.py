@@ -149,6 +149,12 @@ def test_class_maps_settle_cells_as_full_upsampling_does(
         assert wrong.float().mean() < 1e-2
 
 
+def test_class_maps_of_logits_in_training() -> None:
+    logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (found,) = class_maps(logits, [(16, 16)])
+    assert torch.equal(found, class_maps(logits.detach(), [(16, 16)])[0])
+
+
 def test_a_class_that_wins_at_no_logit_can_win_between_them() -> None:
     logits = torch.tensor([[[[9.0, 0.0]], [[0.0, 9.0]], [[8.0, 8.0]]]])
     (found,) = class_maps(logits, [(1, 16)])

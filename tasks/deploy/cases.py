@@ -100,12 +100,21 @@ def plan(options: Options) -> Plan:
             raise ValueError(f"engine {engine} has no precision {precision}; it has {', '.join(known)}")
         else:
             left_out.append(f"{engine} has no precision {precision}")
-    for threads in options.threads or []:
-        if threads > cores():
-            raise ValueError(f"threads={threads}, but this process may use {cores()} cores; ask for no more than that")
+    check_threads(options.threads or [])
     if not found:
         raise ValueError(f"nothing is left to measure: {'; '.join(dict.fromkeys(left_out))}")
     return Plan(found, list(dict.fromkeys(left_out)))
+
+
+def check_threads(counts: Sequence[int]) -> None:
+    """Refuse more threads than cores.
+
+    Raises:
+        ValueError: says how many there are.
+    """
+    if counts and max(counts) > cores():
+        most = f"this process may use {cores()} cores; ask for no more than that"
+        raise ValueError(f"threads={max(counts)}, but {most}")
 
 
 def engines_of(names: Sequence[str] | None, left_out: list[str]) -> list[str]:

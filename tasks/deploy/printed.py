@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.benchmark import Options
 from tasks.cli import CONF
 from tasks.deploy import facts, machine
-from tasks.deploy.cases import Case, Network, cores, engines_of, network_of
+from tasks.deploy.cases import Case, Network, check_threads, cores, engines_of, network_of
 from tasks.deploy.progress import Progress, show
 from tasks.reporting.ledger import LedgerTable, Row, choose, read_ledger
 
@@ -31,7 +31,7 @@ HOLDS = (
     "holds     of two rows the printed slower one is slower here, too; reversed: it is faster; not told apart: the "
     "99 % interval of their ratio reaches within 2 % of 1"
 )
-QUANTISED = {"4": "The printed latencies are of 8-bit networks, ours of float32."}
+QUANTISED = {"4": "the printed latencies are of 8-bit networks, ours of float32"}
 
 
 class Pair(NamedTuple):
@@ -50,6 +50,8 @@ class Pair(NamedTuple):
 class Measured(NamedTuple):
     """A table under one engine and number of threads."""
 
+    title: str
+    """``onnxruntime, 2 threads``, and to which row the ratios are where the table's first could not be run."""
     engine: str
     threads: int
     rows: list[Row]
@@ -101,8 +103,9 @@ def measure(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
             with_ms = [key for key, one in read_ledger(CONF / "ledger").items() if one.devices]
             raise ValueError(f"table={name} prints no latencies; those that do: {', '.join(with_ms)}")
     left_out: list[str] = []
-    engines = engines_of(options.engine, left_out)
-    counts = options.threads or [cores()]
+    engines = list(dict.fromkeys(engines_of(options.engine, left_out)))
+    counts = list(dict.fromkeys(options.threads or [cores()]))
+    check_threads(counts)
     progress, watch = Progress(len(tables) * len(engines) * len(counts)), machine.Watch()
     from tasks.deploy.latency import Store
 
@@ -121,6 +124,7 @@ def measure(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
     progress.clear()
     packages = sorted({name for engine in engines for name in facts(engine)["PACKAGES"]})
     notes = [*machine.in_words(counts, packages), RATIOS, HOLDS, watch.load().in_words()]
+    notes += [f"table {name}   {QUANTISED[name]}" for name in tables if name in QUANTISED]
     return Latencies(found, notes + [f"left out  {line}" for line in dict.fromkeys(left_out)], interrupted)
 
 
@@ -176,7 +180,11 @@ def measure_table(
     for (i, row), (j, other) in combinations(enumerate(rows), 2):
         ratio = timing.compare(times.ms[:, i], times.ms[:, j])
         pairs += judged(row, other, table.devices, ratio.median, ratio.different)
+    title = f"{engine}, {threads} thread{'s' if threads > 1 else ''}"
+    if rows[0] != rows_of(table)[0]:
+        title += f", to {rows[0].name}"
     return Measured(
+        title,
         engine,
         threads,
         rows,
@@ -212,12 +220,11 @@ def written(table: LedgerTable, found: Sequence[Measured]) -> list[str]:
     """Markdown: ratios row by row, then the orderings."""
     if not found:
         return ["nothing was measured", ""]
-    lines = [f"{QUANTISED[table.name]}", ""] if table.name in QUANTISED else []
-    names = [f"{one.engine}, {one.threads} thread{'s' if one.threads > 1 else ''}" for one in found]
-    rows = list({row.name: row for one in found for row in one.rows}.values())
+    names = [one.title for one in found]
+    rows = [row for row in rows_of(table) if any(row in one.rows for one in found)]
     head = ["row", *(f"{device} ms" for device in table.devices), *(f"{device} ratio" for device in table.devices)]
     head += [f"{name}: ratio" for name in names] + [f"{name}: ms" for name in names]
-    lines += [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     first = rows[0]
     for row in rows:
         cells = [row.name, *row.ms]
@@ -256,5 +263,5 @@ def plain(measured: Measured) -> dict[str, Any]:
         {"row": row.name, "ms": ms, "ratio": ratio, "low": low, "high": high}
         for row, ms, (ratio, low, high) in zip(measured.rows, measured.ms, measured.ratios, strict=True)
     ]
-    about = {"engine": measured.engine, "threads": measured.threads, "noise": measured.noise}
+    about = {"title": measured.title, "engine": measured.engine, "threads": measured.threads, "noise": measured.noise}
     return {**about, "rows": rows, "orderings": [pair._asdict() for pair in measured.pairs]}

@@ -200,7 +200,7 @@ def _latencies(table: Mapping[str, Any]) -> str:
         return ""
     printed = {row["row"]: row["printed_ms"] for row in table["rows"]}
     heads = [f"{device}, printed" for device in table["devices"]]
-    heads += [f"{one['engine']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}" for one in found]
+    heads += [one["title"] for one in found]
     ours = [{row["row"]: row for row in one["rows"]} for one in found]
     shown = [name for name in printed if any(name in rows for rows in ours)]
     lines = []

@@ -91,8 +91,19 @@ def precision(config: Mapping[str, Any]) -> Any:
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
-    """The optimizer, waiting for its parameters; float16's gradient scaler cannot clip under a fused one."""
-    return make(without(config["optimizer"], *(["fused"] if precision(config) == "16-mixed" else [])))
+    """The optimizer, waiting for its parameters; float16's gradient scaler cannot clip under a fused one.
+
+    Raises:
+        ValueError: it cannot be made with these settings.
+    """
+    float16 = str(precision(config)) in ("16", "16-mixed")
+    optimizer = make(without(config["optimizer"], *(["fused"] if float16 else [])))
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError, IndexError) as error:
+        settings = ", ".join(f"{key}={value}" for key, value in config["optimizer"].items())
+        raise ValueError(f"the optimizer cannot be made ({error}) of {settings}; correct optimizer.<key>") from error
+    return optimizer
 
 
 def prepare_machine(config: Mapping[str, Any]) -> None:
