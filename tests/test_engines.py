@@ -155,6 +155,12 @@ def test_layers_are_those_of_the_modules(name: str, tmp_path: Path) -> None:
         assert np.abs(found[module] - wanted[module]).max() <= 1e-3 * np.abs(wanted[module]).max(), module
 
 
+def test_sessions_of_onnxruntime_do_not_spin_into_each_other() -> None:
+    pytest.importorskip("onnxruntime")
+    session = open_model(network("classify"), "onnxruntime", 1).session.session  # type: ignore[attr-defined]
+    assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @pytest.mark.parametrize("name", ["torch", "torch_export", "openvino"])
 def test_bfloat16_is_near(name: str) -> None:
     if deploy.lacking(name):
