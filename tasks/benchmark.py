@@ -130,6 +130,8 @@ def read(key: str, text: str) -> object:
         ValueError: no number where one is needed; names the key.
     """
     parts = [part for part in text.split(",") if part]
+    if not parts:
+        raise ValueError(f"{key}={text} names none; --help says what it takes")
     try:
         if key == "image_size":
             sizes = [[int(side) for side in part.split("x")] for part in parts]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import benchmark
 from tasks.words import command, pairs, suggest
 
 if TYPE_CHECKING:
@@ -61,20 +62,14 @@ def parse(words: Sequence[str]) -> Options:
             raise ValueError(f"there is no key {key!r}{suggest(key, known)}; there are {', '.join(known)}")
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
-        if key in ("table", "results", "engine"):
-            parts = [part for part in value.split(",") if part]
-            if not parts:
-                raise ValueError(f"{key}={value} names none; --help says what it takes")
-            setattr(options, key, parts)
+        if key in ("table", "engine", "threads"):
+            setattr(options, key, benchmark.read(key, value))
+        elif key == "results":
+            options.results = [part for part in value.split(",") if part]
         elif key == "latency":
             if value not in ("true", "false"):
                 raise ValueError(f"latency={value}; expected true or false")
             options.latency = value == "true"
-        elif key == "threads":
-            counts = value.split(",")
-            if not all(count.isdecimal() and int(count) for count in counts):
-                raise ValueError(f"threads={value}; expected numbers above 0, such as 1,2")
-            options.threads = [int(count) for count in counts]
         else:
             setattr(options, key, value)
     if options.format not in FORMATS:
@@ -122,7 +117,6 @@ def latencies(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
     Raises:
         ValueError: none of them does.
     """
-    from tasks import benchmark
     from tasks.deploy import printed
 
     default = benchmark.Options().table

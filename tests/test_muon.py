@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tasks.cli import compose
 from tasks.training import checkpoint
+from tasks.training.build import plain
 from tasks.training.muon import Muon, is_matrix, orthogonal
+from tasks.training.setup import make_optimizer
 
 SETTINGS = {"lr": 0.01, "others_lr": 0.5, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
 
@@ -26,14 +29,8 @@ def net() -> nn.Module:
 def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, first: int = 0) -> None:
     for i in range(first, first + steps):
         image = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(i))
-
-        def closure(image: Tensor = image) -> Tensor:
-            model.zero_grad()
-            loss = model(image).square().mean()
-            loss.backward()
-            return loss
-
-        closure()
+        model.zero_grad()
+        model(image).square().mean().backward()
         for optimizer in optimizers:
             optimizer.step()
 
@@ -100,6 +97,12 @@ def test_large_matrices_are_adamws() -> None:
     assert with_momentum == [(4, 320)]
 
 
+@pytest.mark.parametrize("override", ["optimizer.betas=[0.9]", "optimizer.momentum=null", "optimizer.lr=-1"])
+def test_what_cannot_be_made_is_named_before_a_run_starts(override: str) -> None:
+    with pytest.raises(ValueError, match=r"the optimizer cannot be made .*correct optimizer\.<key>"):
+        make_optimizer(plain(compose("classify", ["optimizer=muon", override])))
+
+
 @pytest.mark.parametrize(("key", "value"), [("momentum", 1.5), ("momentum", -0.1), ("others_lr", 0.0), ("largest", 0)])
 def test_numbers_out_of_range_are_named(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"optimizer\.{key} is {value}; expected"):
@@ -108,8 +111,13 @@ def test_numbers_out_of_range_are_named(key: str, value: float) -> None:
 
 def test_a_copy_goes_on() -> None:
     model = net()
-    optimizer = Muon(list(model.parameters()), momentum=0.9, largest=64, **SETTINGS)
-    train(model, [copy.deepcopy(optimizer)], 1)
+    model.optimizer = Muon(list(model.parameters()), momentum=0.9, largest=64, **SETTINGS)
+    copied = copy.deepcopy(model)
+    for each in (model, copied):
+        train(each, [each.optimizer], 2)
+    for wanted, found in zip(model.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(wanted, found)
+    assert not torch.equal(next(model.parameters()), next(net().parameters()))
 
 
 def test_steps_of_scaled_gradients_that_overflow_are_left_out() -> None:

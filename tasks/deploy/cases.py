@@ -113,8 +113,7 @@ def check_threads(counts: Sequence[int]) -> None:
         ValueError: says how many there are.
     """
     if counts and max(counts) > cores():
-        most = f"this process may use {cores()} cores; ask for no more than that"
-        raise ValueError(f"threads={max(counts)}, but {most}")
+        raise ValueError(f"threads={max(counts)}, but this process may use {cores()} cores; ask for no more than that")
 
 
 def engines_of(names: Sequence[str] | None, left_out: list[str]) -> list[str]:

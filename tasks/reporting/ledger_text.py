@@ -243,8 +243,12 @@ def to_json(sections: Sequence[Section], latencies: Latencies | None = None) -> 
     ]
     about = {"format": FORMAT, "made": datetime.now().astimezone().isoformat(timespec="seconds")}
     meaning = {"verdicts": VERDICTS, "statuses": STATUSES, "orders": ORDERS}
-    about |= {"latency_notes": latencies.notes if latencies else []}
-    whole = about | {"tables": tables, "summary": summary(sections), **meaning}
+    whole = about | {
+        "latency_notes": latencies.notes if latencies else [],
+        "tables": tables,
+        "summary": summary(sections),
+        **meaning,
+    }
     return json.dumps(whole, indent=1, ensure_ascii=False)
 
 

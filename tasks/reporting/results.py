@@ -146,9 +146,9 @@ REQUIRED = tuple(_Required.__annotations__)
 OPTIONAL = tuple(name for name in Record.__annotations__ if name not in REQUIRED)
 _MAY_BE_NULL = {"weights", "latency", "commit", "dirty", "run", "command"}
 _LATENCY = {"median_ms": _NUMBER, "engine": _TEXT, "device": _TEXT, "threads": (int,), "batch_size": (int,)}
-# some writers put NaN where JSON has no number
 DEEPEST = 300
 """Levels of a record at most: what walks through it calls itself."""
+# some writers put NaN where JSON has no number
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _CHECKS = [(name, _KINDS.get(name, _TEXT), name in _MAY_BE_NULL) for name in REQUIRED + OPTIONAL]
 
