@@ -101,7 +101,7 @@ def make_optimizer(config: Mapping[str, Any]) -> Any:
     try:
         optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
     except (TypeError, ValueError, IndexError) as error:
-        settings = ", ".join(f"{key}={value}" for key, value in config["optimizer"].items())
+        settings = without(config["optimizer"], "_target_", "_partial_")
         raise ValueError(f"the optimizer cannot be made ({error}) of {settings}; correct optimizer.<key>") from error
     return optimizer
 
