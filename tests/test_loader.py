@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from tasks.data import Boxes, Sample
-from tasks.data.loader import Batch, Collate, Samples, Stream, evaluation_loader, seed_of, training_loader
+from tasks.data.loader import Batch, Collate, Samples, Stream, evaluation_loader, prepared, seed_of, training_loader
 
 
 def keep(item: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_evaluation_keeps_truth_and_original_size(samples: list[Sample]) -> None
     assert batches[0].sizes == [(8, 10)] * 3
     assert batches[0].image.shape == (3, 3, 4, 5)
     assert batches[0].truths["detect"][2].xyxy.tolist() == [[1, 1, 5, 5]] * 2
-    assert 0 < batches[1].image.max() <= 60 / 255
+    assert 0 < batches[1].image.max() <= 60
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -148,3 +148,15 @@ def test_an_image_of_another_size_than_annotated_is_refused(samples: list[Sample
     wrong = Sample(samples[0].image, (9, 10), {"detect": boxes()})
     with pytest.raises(ValueError, match="10x8 px, its annotation says 10x9"):
         _ = Samples([wrong], ("detect",), keep, 0, training=True)[0, 0]
+
+
+def test_a_prepared_batch_is_what_nets_and_losses_take(samples: list[Sample]) -> None:
+    data = Samples(samples, ("detect",), keep, seed=0, training=True)
+    raw = Collate(("detect",))([data[0, 0], data[0, 1]])
+    mask = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    batch = prepared(raw._replace(targets=raw.targets | {"segment": mask}))
+    assert torch.equal(batch.image, raw.image / 255)
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch.targets["segment"], torch.tensor([[[0, 255]]]))
+    assert torch.equal(prepared(batch).image, batch.image)
+    assert batch.targets["detect"] is raw.targets["detect"]

@@ -112,7 +112,7 @@ def compare(
     batch: Batch
     for done, batch in enumerate(loader, 1):
         if len(batch.image):
-            pixels = batch.image.mul(255).round_().to(torch.uint8).contiguous().numpy()
+            pixels = batch.image.contiguous().numpy()
             found, wanted = (each.run(padded(runner, pixels)) for each in (runner, reference))
             for name, difference in differences.items():
                 difference.take(found[name], wanted[name])

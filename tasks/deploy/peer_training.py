@@ -16,7 +16,7 @@ from torchvision.models import get_model
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from tasks.cli import compose
-from tasks.data.loader import Batch, Collate, training_loader
+from tasks.data.loader import Batch, Collate, prepared, training_loader
 from tasks.deploy.peer_worker import Work
 from tasks.training import setup
 from tasks.training.build import complete, make_model, plain, read_data
@@ -182,7 +182,7 @@ def fed(asked: Mapping[str, Any], ours: bool) -> Work:
         loader = training_loader(samples, size, 0, workers, 0, count, Collate(tuple(config["heads"])))
         return iter(loader)
 
-    one = next(batches(1))
+    one = prepared(next(batches(1)))
     detail = (
         f"{'real' if root else 'drawn scenes, not'} {name}, V3-Small + {'+'.join(config['heads'])}, "
         f"{config['image_size'][0]}x{config['image_size'][1]}, batch {size}, {workers} loader process(es), "

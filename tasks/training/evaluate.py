@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tasks.data.loader import Batch
+from tasks.data.loader import Batch, prepared
 from tasks.training.metrics import METRICS
 from tasks.training.model import Model
 
@@ -33,7 +33,7 @@ def evaluate(model: Model, loader: DataLoader, on_batch: Callable[[int, int], No
     for done, batch in enumerate(loader, 1):
         loader.dataset.skipped |= dict.fromkeys(batch.skipped)  # type: ignore[attr-defined]
         if len(batch.image):
-            outputs = model(batch.image.to(device, non_blocking=True))
+            outputs = model(prepared(batch._replace(image=batch.image.to(device, non_blocking=True))).image)
             for task, output in outputs.items():
                 feed(metrics[task], model.head(task).predict(output, batch.sizes), batch.truths[task])
         if on_batch:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from tasks.data.loader import Batch, seed_of
+from tasks.data.loader import Batch, prepared, seed_of
 from tasks.data.resize import resized
 from tasks.training.balance import Balance
 from tasks.training.model import Model
@@ -128,6 +128,7 @@ class TaskModule(L.LightningModule):
             parameter.requires_grad_(until <= progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        batch = prepared(batch)
         batch = resized(batch, self.growth.size((batch.image.shape[-2], batch.image.shape[-1]), self.progress))
         features = self.model.backbone(batch.image)
         outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
