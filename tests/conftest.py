@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from fixtures import ROOT, Command, write_voc
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two workers wait for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:

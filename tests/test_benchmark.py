@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +169,37 @@ def test_a_process_for_each_side_does_its_turns_and_ends() -> None:
         for side in sides:
             side.stop()
     assert all(side.process.returncode == 0 for side in sides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [name for name, row in peer.ROWS.items() if row.module != "peer_scoring" and row.prime]
+                         + ["step_large", "step_small", "step_ssdlite"])  # fmt: skip
+def test_both_sides_of_a_row_give_the_same(row: str) -> None:
+    works = importlib.import_module(f"tasks.deploy.{peer.ROWS[row].module}").WORKS
+    before = torch.get_num_threads()
+    try:
+        asked = {"row": row, "batch": 2, "engine": "torch", "threads": 1}
+        ours, theirs = (works[row](asked, side) for side in (True, False))
+        ours.call()
+    finally:
+        torch.set_num_threads(before)
+    apart = peer.difference(ours.check, theirs.check)
+    assert apart is None if row.startswith("predict") else apart <= peer.ROWS[row].tolerance
+
+
+@pytest.mark.slow
+def test_the_loader_works_on_behind_the_last_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.deploy import peer_training
+
+    asked = {"row": "input_bccd", "roots": {"bccd": None}, "batch": 2, "threads": 1}
+    for name in ("STEPS", "BEFORE"):
+        monkeypatch.setattr(peer_training, name, 1)
+    made: list[Any] = []
+    real = peer_training.training_loader
+    monkeypatch.setattr(peer_training, "training_loader", lambda *words: made.append(words) or real(*words))
+    work = peer_training.fed(asked, ours=True)
+    assert work.call() > 0
+    assert [words[5] for words in made] == [None, None]  # of a stream that ends, the last steps would run alone
 
 
 def test_a_side_that_cannot_run_says_why() -> None:

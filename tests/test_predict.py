@@ -105,6 +105,19 @@ def test_a_predictor_gives_what_the_model_gives(runs: dict[str, Path], task: str
         assert apart.min(1).values.max() < 1e-3
 
 
+def test_an_engine_has_the_cores_to_itself(runs: dict[str, Path]) -> None:
+    pytest.importorskip("openvino")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model = open_predictor(runs["detect"], "openvino", threads=2)
+        assert (model.runner.threads, torch.get_num_threads()) == (2, 1)
+        open_predictor(runs["classify"], "torch", threads=2).predict(photo(0))
+        assert torch.get_num_threads() == 2  # where torch is the engine
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_stream_gives_what_single_images_give(runs: dict[str, Path], task: str) -> None:
     model = open_predictor(runs[task], "torch", threads=1)
@@ -331,8 +344,8 @@ def test_ahead_keeps_order_and_bound() -> None:
 class Engine:
     """A stand-in for a runner: torch's outputs, changed or delayed."""
 
-    def __init__(self, runner: Any, change: float, delay: float) -> None:
-        self.runner, self.change, self.delay = runner, change, delay
+    def __init__(self, name: str, runner: Any, change: float, delay: float) -> None:
+        self.name, self.runner, self.change, self.delay = name, runner, change, delay
         self.session = runner.session
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -343,25 +356,27 @@ class Engine:
 @pytest.mark.parametrize(
     ("fast", "second", "chosen", "said"),
     [
-        ((0.0, 0.0), (0.0, 0.0), "fast", "same outputs as torch"),
+        ((0.0, 0.0), (0.0, 0.3), "fast", "second left out: slower than fast here"),
+        ((0.0, 0.3), (0.0, 0.0), "second", "fast left out: slower than torch here"),
+        ((0.0, 0.05), (0.0, 0.0), "second", "same outputs as torch"),
         ((0.1, 0.0), (0.0, 0.0), "second", "fast left out: its output classify differs from torch's by 0.1"),
         ((0.1, 0.0), (0.0, 0.5), "torch", "second left out: slower than torch"),
         ((float("nan"), 0.0), (0.0, 0.0), "second", "fast left out: its output classify differs"),
         (None, (0.0, 0.0), "second", "fast left out: no such operator"),
     ],
 )
-def test_auto_takes_the_first_engine_that_is_the_same_model_and_not_slower(
+def test_auto_takes_the_fastest_engine_that_is_the_same_model(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, fast: Any, second: Any, chosen: str, said: str
 ) -> None:
     made: dict[str, Any] = {}
 
     def opened(model: Any, name: str, threads: int | None, precision: str) -> Any:
         if name == "torch":
-            made[name] = Engine(open_model(model, "torch", 1), 0.0, 0.1)
+            made[name] = Engine(name, open_model(model, "torch", 1), 0.0, 0.1)
             return made[name]
         if (setting := {"fast": fast, "second": second}[name]) is None:
             raise RuntimeError("no such operator\nand a long story")
-        made[name] = Engine(open_model(model, "torch", 1), *setting)
+        made[name] = Engine(name, open_model(model, "torch", 1), *setting)
         return made[name]
 
     monkeypatch.setattr(choice, "open_model", opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 
@@ -9,6 +10,7 @@ import pytest
 from fixtures import ROOT
 
 from tasks.cli import compose
+from tasks.predict import quoted
 from tasks.training.build import plain
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +23,30 @@ COMMANDS = sorted(
 )
 
 
+TOOLS = sorted(
+    {line.split("#")[0].strip() for line in re.findall(r"python -m tasks\.(?:benchmark|ledger|compare)[^`\n&]*", TEXT)}
+)
+SHIPPING = sorted(
+    {line.split("#")[0].strip() for line in re.findall(r"python -m tasks\.(?:predict|export) [^`\n&]*", TEXT)}
+)
+
+
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 8
+    assert len(TOOLS) >= 6
+    assert len(SHIPPING) >= 3
+
+
+@pytest.mark.parametrize("line", TOOLS)
+def test_a_tools_command_is_understood(line: str) -> None:
+    _, _, module, *words = shlex.split(line)
+    importlib.import_module(module).parse(words)
+
+
+@pytest.mark.parametrize("line", SHIPPING)
+def test_a_shipping_command_composes(line: str) -> None:
+    _, _, module, *words = shlex.split(line)
+    compose(module.removeprefix("tasks."), [quoted(word) for word in words])
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -1,4 +1,4 @@
-"""Which engine ``engine=auto`` takes: the fastest that proves, on the first images, to be the same model."""
+"""Which engine ``engine=auto`` takes: the fastest, on the first images, of those that are the same model there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.training.model import Model
 TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
 """Precision -> largest difference of a raw output from torch's, relative to its largest value, 1 at least."""
 WORTH = 30.0
-"""Seconds of work in torch below which an export, which takes some ten seconds, costs more than it saves."""
+"""Seconds of work in torch below which the exports, some ten seconds together, cost more than they save."""
 FAILURES = (ValueError, OSError, RuntimeError, ImportError)
 """What comes of an engine that cannot run a model."""
 
@@ -22,7 +22,7 @@ FAILURES = (ValueError, OSError, RuntimeError, ImportError)
 def choose(
     model: Model, images: np.ndarray, threads: int | None, precision: str = "f32", count: int | None = None
 ) -> tuple[Runner, list[str]]:
-    """The fastest installed engine that gives torch's outputs on some images and is no slower than torch.
+    """Of torch and the engines that are known or may be hoped to be faster, the fastest that gives torch's outputs.
 
     Args:
         model: in eval mode.
@@ -39,21 +39,23 @@ def choose(
     if work is not None and work < WORTH:
         why = f"{count} image{'s' if count != 1 else ''} would not repay an export; engine={available()[0]} insists"
         return torch_runner, [why]
+    installed = available()
+    best, best_seconds = torch_runner, slow
     notes: list[str] = []
-    for name in available():
-        if name == "torch":
-            break
+    for name in installed[: installed.index("torch")]:
         try:
             runner = open_model(model, name, threads, precision)
-            problem = difference(expected, runner.run(images), TOLERANCE[precision]) or slower(
-                quickest(runner, images), slow
-            )
+            problem = difference(expected, runner.run(images), TOLERANCE[precision])
+            seconds = quickest(runner, images)
         except FAILURES as error:
             problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if problem is None and seconds > best_seconds:
+            problem = f"slower than {best.name} here ({1000 * seconds:.1f} against {1000 * best_seconds:.1f} ms)"
         if problem is None:
-            return runner, [*notes, "same outputs as torch on the first images"]
-        notes.append(f"{name} left out: {problem}")
-    return torch_runner, notes
+            best, best_seconds = runner, seconds
+        else:
+            notes.append(f"{name} left out: {problem}")
+    return best, notes if best is torch_runner else [*notes, "same outputs as torch on the first images"]
 
 
 def quickest(runner: Runner, images: np.ndarray, times: int = 3) -> float:
@@ -65,13 +67,6 @@ def quickest(runner: Runner, images: np.ndarray, times: int = 3) -> float:
         runner.run(images)
         taken.append(time.perf_counter() - began)
     return min(taken)
-
-
-def slower(seconds: float, torch_seconds: float) -> str | None:
-    """What to say of an engine that is slower than torch."""
-    if seconds <= torch_seconds:
-        return None
-    return f"slower than torch here ({1000 * seconds:.1f} against {1000 * torch_seconds:.1f} ms)"
 
 
 def difference(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], tolerance: float) -> str | None:

@@ -93,7 +93,7 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
     theirs, their_run, ours_words = build_pair(image)
     if not ours:
         found = torch.inference_mode()(their_run)
-        return Work(lambda: found(image), 1, summarised(found(image)))
+        return Work(lambda: found(image), 1, summarised(found(image), 1))
     leave_cores_to_the_engine()
     command, *words = ours_words
     model = build(command, words)
@@ -104,7 +104,7 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
     run = our_run(runner, command)
     batch = runner.fit(image)[None]
     detail = f"ours in {runner.name} {runner.version}"
-    return Work(lambda: run(image), 1, summarised(run(image)), detail, floor=lambda: runner.run(batch))
+    return Work(lambda: run(image), 1, summarised(run(image), 0), detail, floor=lambda: runner.run(batch))
 
 
 def our_run(runner: Runner, command: str) -> Outputs:
@@ -170,28 +170,31 @@ def segmenter(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
     return model, run, [*words, "head.num_classes=21", "image_size=[512,512]"]
 
 
-def best_scores(found: dict[str, Tensor]) -> list[float]:
-    """How many detections, and the best scores."""
-    scores = [round(float(value), 6) for value in found["scores"][:TOP].tolist()]
-    return [float(len(found["scores"])) / 300, *scores]
+def detections(found: dict[str, Tensor], first_label: int) -> list[float]:
+    """How many, the best scores, where the best lie by score and class; the order of equal scores does not count."""
+    scores, labels = found["scores"][:TOP], found["labels"][:TOP] - first_label
+    places = torch.zeros(90, 4).index_add_(0, labels, scores[:, None] * found["boxes"][:TOP] / 320)
+    return [float(len(found["scores"])) / 300, *scores.tolist(), *places.flatten().tolist()]
 
 
-def probabilities(found: Tensor) -> list[float]:
+def probabilities(found: Tensor, _first_label: int) -> list[float]:
     """Of every class."""
     return [float(value) for value in found.tolist()]
 
 
-def shares(found: Tensor) -> list[float]:
-    """Of every class in the mask."""
-    return [float(value) for value in (torch.bincount(found.flatten(), minlength=21) / found.numel()).tolist()]
+def regions(found: Tensor, _first_label: int) -> list[float]:
+    """Share of every class in each of the mask's 8 x 8 tiles."""
+    tiles = nn.functional.one_hot(found.long(), 21).float().unfold(0, 64, 64).unfold(1, 64, 64).mean((3, 4))
+    return [float(value) for value in tiles.flatten().tolist()]
 
 
-PAIRS: dict[str, tuple[Callable[[np.ndarray], tuple[nn.Module, Outputs, list[str]]], int, Callable[[Any], Any]]] = {
-    "image_detect": (detector, 320, best_scores),
+Pair = tuple[Callable[[np.ndarray], tuple[nn.Module, Outputs, list[str]]], int, Callable[[Any, int], list[float]]]
+PAIRS: dict[str, Pair] = {
+    "image_detect": (detector, 320, detections),
     "image_classify": (classifier, 256, probabilities),
-    "image_mask": (segmenter, 512, shares),
+    "image_mask": (segmenter, 512, regions),
 }
-"""Row -> how both models are built, the image's side, what is compared of a prediction."""
+"""Row -> how both models are built, the image's side, what is compared of a prediction and its first class's label."""
 
 
 def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
@@ -213,7 +216,6 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
                 runner.run(batch)
 
         return Work(bare, IMAGES, "", detail)
-    leave_cores_to_the_engine()
     loop = predictor.Predictor(runner)
     frame = Frame(kept.name, kept.stem, lambda: decode(str(kept)), kept)
 

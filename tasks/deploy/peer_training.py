@@ -28,7 +28,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.2
 LIKE_THEIRS = ["optimizer=sgd", "ema.share=0", "trainer.clip_norm=null", "head.dropout=0.2"]
 OBJECTS = 7  # an image, as in COCO
 STEPS = 12  # of a turn of the input rows
-BEFORE = 6  # steps untimed: more than the batches that a worker prepares ahead
+BEFORE = 6  # steps untimed, a loader process: more than the batches that it prepares ahead
 
 
 def step_classifier(asked: Mapping[str, Any], ours: bool) -> Work:
@@ -37,9 +37,9 @@ def step_classifier(asked: Mapping[str, Any], ours: bool) -> Work:
     size = asked["batch"] or 32
     torch.manual_seed(0)
     theirs = get_model(f"mobilenet_v3_{variant}", weights=None).train()
-    image, label = torch.rand(size, 3, 224, 224), torch.randint(0, 1000, (size,))
+    image, label = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8), torch.randint(0, 1000, (size,))
     if not ours:
-        normal = (image - MEAN) / STD  # torchvision's scripts normalise in the loader
+        normal = (image / 255 - MEAN) / STD  # torchvision's scripts normalise in the loader
         loss = nn.CrossEntropyLoss()
         check = without_dropout(theirs, lambda: loss(theirs(normal), label).item())
         optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -47,7 +47,7 @@ def step_classifier(asked: Mapping[str, Any], ours: bool) -> Work:
     words = [f"backbone={variant}", "data=imagenet", "head.num_classes=1000", "image_size=[224,224]"]
     words += [] if asked["row"].endswith("whole") else LIKE_THEIRS
     module, clip = our_module("classify", words, theirs.state_dict(), asked["threads"])
-    batch = make_batch(image, {"classify": label})
+    batch = Batch(image, {"classify": label}, {}, {}, [], [], [])
     check = without_dropout(module.model, lambda: sum(our_losses(module, batch)["classify"].values()))
     return Work(our_step(module, batch, clip), size, [check])
 
@@ -57,16 +57,17 @@ def step_ssdlite(asked: Mapping[str, Any], ours: bool) -> Work:
     size = asked["batch"] or 16
     torch.manual_seed(0)
     theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91).train()
-    image = torch.rand(size, 3, 320, 320)
+    image = torch.randint(0, 256, (size, 3, 320, 320), dtype=torch.uint8)
     corners = torch.rand(size, OBJECTS, 2, 2) * 280
     boxes = torch.cat((corners.amin(2), corners.amax(2) + 16), dim=-1)
     labels = torch.randint(0, 90, (size, OBJECTS))
     if not ours:
         theirs.to(memory_format=torch.channels_last)
+        pixels = list(image / 255)
         targets = [{"boxes": b, "labels": n + 1} for b, n in zip(boxes, labels, strict=True)]
 
         def losses() -> dict[str, Tensor]:
-            return theirs(list(image), targets)
+            return theirs(pixels, targets)
 
         with torch.no_grad():
             first = losses()
@@ -76,7 +77,7 @@ def step_ssdlite(asked: Mapping[str, Any], ours: bool) -> Work:
     words = ["backbone=large", "backbone.reduced_tail=detection", "data=coco", "head=ssdlite", "head.num_classes=90"]
     words += ["image_size=[320,320]", *LIKE_THEIRS[:-1]]
     module, clip = our_module("detect", words, theirs.state_dict(), asked["threads"])
-    batch = make_batch(image, {"detect": {"boxes": boxes, "labels": labels}})
+    batch = Batch(image, {"detect": {"boxes": boxes, "labels": labels}}, {}, {}, [], [], [])
     found = our_losses(module, batch)["detect"]
     return Work(our_step(module, batch, clip), size, [found["cls"], found["box"]])
 
@@ -120,14 +121,9 @@ def our_module(
     return module, config["trainer"]["clip_norm"]
 
 
-def make_batch(image: Tensor, targets: dict[str, Any]) -> Batch:
-    """A batch as our loader yields it."""
-    image = image.contiguous(memory_format=torch.channels_last)
-    return Batch(image, targets, {}, {}, [], [], [])
-
-
 def our_losses(module: TaskModule, batch: Batch) -> dict[str, dict[str, float]]:
     """Loss terms as numbers."""
+    batch = prepared(batch)
     with torch.no_grad():
         found = module.model.losses(module.model(batch.image), batch.targets)
     return {task: {name: term.item() for name, term in terms.items()} for task, terms in found.items()}
@@ -177,23 +173,24 @@ def fed(asked: Mapping[str, Any], ours: bool) -> Work:
     module.on_fit_start()
     step, size = stepper(module, config["trainer"]["clip_norm"]), config["batch_size"]
     workers = setup.worker_count(config)
+    before = BEFORE * max(1, workers)
 
-    def batches(count: int) -> Any:
-        loader = training_loader(samples, size, 0, workers, 0, count, Collate(tuple(config["heads"])))
-        return iter(loader)
+    def batches() -> Any:
+        """Without end, so that the processes work on behind the last timed step as before the first."""
+        return iter(training_loader(samples, size, 0, workers, 0, None, Collate(tuple(config["heads"]))))
 
-    one = prepared(next(batches(1)))
+    one = prepared(next(batches()))
     detail = (
         f"{'real' if root else 'drawn scenes, not'} {name}, V3-Small + {'+'.join(config['heads'])}, "
         f"{config['image_size'][0]}x{config['image_size'][1]}, batch {size}, {workers} loader process(es), "
-        f"{STEPS} steps a turn after {BEFORE} untimed"
+        f"{STEPS} steps a turn after {before} untimed"
     )
 
     def turn() -> float:
-        stream = batches(BEFORE + STEPS) if ours else None
+        stream = batches() if ours else None
         start = 0.0
-        for number in range(BEFORE + STEPS):
-            if number == BEFORE:
+        for number in range(before + STEPS):
+            if number == before:
                 start = time.perf_counter()
             step(next(stream) if stream is not None else one)
         return (time.perf_counter() - start) * 1000

@@ -27,7 +27,7 @@ from tasks.data.images import MAX_BYTES, decode
 from tasks.deploy import engine
 from tasks.deploy.frames import Frame, Frames, open_frames
 from tasks.deploy.predictor import AUTO, STAGES, Predictor, Seen, ahead, open_predictor, predicted, read
-from tasks.deploy.session import cores, leave_cores_to_the_engine
+from tasks.deploy.session import cores
 from tasks.deploy.writers import ENTRIES, SKIPPED, Output
 from tasks.reporting.overlay import draw
 
@@ -50,7 +50,6 @@ def predict(composed: DictConfig) -> None:
     """
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     check(config)
-    leave_cores_to_the_engine()
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of files that decode all the same
     if config["images"] == "-":
         predict_stdin(config)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from heads import Size
 from tasks.data.drawing import draw_scene
 from tasks.deploy.choice import choose
 from tasks.deploy.frames import Frame
-from tasks.deploy.session import Runner, open_file, open_model
+from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model
 from tasks.reporting.overlay import Picture, picture
 from tasks.training.build import model_from_run
 from tasks.training.model import as_pixels
@@ -37,7 +36,8 @@ Result = TypeVar("Result")
 class Predictor:
     """A model in an engine: an image in, predictions out.
 
-    Resizing and post-processing are torch's whatever the engine, so the process's torch gets the engine's threads.
+    Resizing and post-processing are torch's whatever the engine: in this process torch has one thread from now on, see
+    ``leave_cores_to_the_engine``.
 
     Args:
         runner: the engine with the model in it.
@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(self, runner: Runner, notes: Sequence[str] = ()) -> None:
         self.runner, self.notes = runner, list(notes)
-        torch.set_num_threads(runner.threads)
+        leave_cores_to_the_engine()
         self.fixed: int | None = runner.metadata["batch"]
         """Images that the engine takes at once; None: any number."""
 
