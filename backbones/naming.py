@@ -7,7 +7,7 @@ backbone's part), timm's, and our own (a backbone's or a whole model's).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -72,7 +72,8 @@ def own_to_ours(state: Mapping[str, Tensor], backbone: Trunk) -> Split:
     if "backbone.stem.conv.weight" not in state:
         return Split(_checked(dict(state), backbone), {})
     own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    return Split(_checked(own, backbone), {k: v for k, v in state.items() if not k.startswith("backbone.")})
+    strays = [key for key in state if not key.startswith(("backbone.", "heads."))]
+    return Split(_checked(own, backbone, strays), {k: v for k, v in state.items() if k.startswith("heads.")})
 
 
 def torchvision_to_ours(state: Mapping[str, Tensor], backbone: Trunk) -> Split:
@@ -82,14 +83,15 @@ def torchvision_to_ours(state: Mapping[str, Tensor], backbone: Trunk) -> Split:
     """
     names, heads = torchvision_names(backbone), dict(TORCHVISION_HEAD)
     mean, std = IMAGENET
-    whole = "features.0.0.weight" not in state
+    prefixes: tuple[str, ...] = ()
     if "backbone.features.0.0.0.weight" in state:
         names = {_in_ssdlite(theirs, backbone): ours for theirs, ours in names.items()}
         mean, std = HALF
-    elif whole:
+        prefixes = ("head.", "backbone.extra.")
+    elif "features.0.0.weight" not in state:
         names = {theirs.replace("features", "backbone", 1): ours for theirs, ours in names.items()}
-    prefixes = ("head.", "backbone.extra.", "classifier.", "aux_classifier.") if whole else ()
-    renamed, rest = _rename(state, names, {} if whole else heads, prefixes)
+        prefixes = ("classifier.", "aux_classifier.")
+    renamed, rest = _rename(state, names, {} if prefixes else heads, prefixes)
     eps = BN_EPS if any(".block." in key or key.startswith("backbone.") for key in state) else 1e-5
     return Split(_finished(renamed, backbone, Conventions(mean, std, False, eps)), rest)
 
@@ -195,16 +197,20 @@ def _finished(state: State, backbone: Trunk, conventions: Conventions) -> State:
     return state
 
 
-def _checked(state: State, backbone: nn.Module) -> State:
+def _checked(state: State, backbone: nn.Module, strays: Sequence[str] = ()) -> State:
     """The state, if keys and shapes are exactly the backbone's.
 
+    Args:
+        state: under our names.
+        backbone: the net they are for.
+        strays: keys of the checkpoint that are neither the backbone's nor a head's.
     Raises:
         ValueError: lists every key that is missing, left over or of another shape.
     """
     wanted = backbone.state_dict()
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
     state = counters | state  # old checkpoints are without them
-    missing, extra = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
+    missing, extra = [k for k in wanted if k not in state], [*(k for k in state if k not in wanted), *strays]
     shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
     wrong = [f"missing: {', '.join(missing)}"] if missing else []
     wrong += [f"left over: {', '.join(extra)}"] if extra else []

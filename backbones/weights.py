@@ -33,13 +33,14 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 ZERO_ONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def load_weights(backbone: Trunk, source: str) -> State:
+def load_weights(backbone: Trunk, source: str, setting: str = "backbone.weights") -> State:
     """Fills the backbone, its mean and std and, unless ``padding`` was given, its padding.
 
     Args:
         backbone: of the architecture that the checkpoint has.
         source: "imagenet" (torchvision's published file, downloaded once into torch.hub's folder, hash checked); a file
             (.pth, .pt, .ckpt, .safetensors) in torchvision's, timm's or our own naming; a run's folder.
+        setting: the key that the user gave the source by; for the messages.
     Returns:
         The tensors of the checkpoint's own head; see ``Split.rest``.
     Raises:
@@ -47,34 +48,33 @@ def load_weights(backbone: Trunk, source: str) -> State:
         ValueError: an unreadable file, an unknown naming, or keys or shapes without a counterpart: all are listed.
     """
     if source == "imagenet":
-        path = download(backbone.published)
+        path = download(backbone.published, setting)
     else:
         path = Path(source)
         path = path / "best.pt" if path.is_dir() else path
-    state = read(path)
+    state = read(path, setting)
     try:
         own, rest = to_ours(state, backbone, timm_conventions(path))
     except ValueError as error:
-        raise ValueError(f"backbone.weights={source}: {error}") from error
+        raise ValueError(f"{setting}={source}: {error}") from error
     if backbone.padding != "auto":
         own["same_padding"] = torch.tensor(backbone.padding == "same")
     backbone.load_state_dict(own)
     return rest
 
 
-def download(url: str | None) -> Path:
+def download(url: str | None, setting: str = "backbone.weights") -> Path:
     """The published file in torch.hub's folder ($TORCH_HOME), fetched if it is not there; its hash is always checked.
 
     Args:
         url: its name ends in the first digits of its SHA-256, as torch.hub's do: ``net-0123abcd.pth``.
+        setting: see ``load_weights``.
     Raises:
         FileNotFoundError: not there and not to be had (offline).
         ValueError: nothing is published for this net, or the file's hash is not the one in its name.
     """
     if url is None:
-        raise ValueError(
-            "nobody publishes weights as 'imagenet' for this backbone; give backbone.weights a file, or null"
-        )
+        raise ValueError(f"nobody publishes weights as 'imagenet' for this backbone; give {setting} a file, or null")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name
     digits = path.stem.rpartition("-")[2]
@@ -84,7 +84,7 @@ def download(url: str | None) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
         except (URLError, OSError) as error:
             raise FileNotFoundError(
-                f"could not download {url} ({error}); put the file into {folder}, or give its path as backbone.weights"
+                f"could not download {url} ({error}); put the file into {folder}, or give its path as {setting}"
             ) from error
         except RuntimeError as error:
             raise ValueError(f"{url} is not the file that was published: {error}; try again later") from error
@@ -93,31 +93,32 @@ def download(url: str | None) -> Path:
     return path
 
 
-def read(path: Path) -> State:
+def read(path: Path, setting: str = "backbone.weights") -> State:
     """The tensors of a checkpoint file, without running anything that is in it.
 
     Args:
         path: .safetensors, or what torch.save wrote: a state dict, or a dict with one as "model" or "state_dict".
+        setting: see ``load_weights``.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another suffix, unreadable, or no tensors where they belong.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"backbone.weights={path} is neither 'imagenet' nor a file ending in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{setting}={path} is neither 'imagenet' nor a file ending in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; set backbone.weights to a file that does, 'imagenet' or null")
+        raise FileNotFoundError(f"{path} does not exist; set {setting} to a file that does, 'imagenet' or null")
     try:
         content: object = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         )
     except (SafetensorError, *UNREADABLE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"backbone.weights={path} cannot be read as a checkpoint ({reason})") from error
+        raise ValueError(f"{setting}={path} cannot be read as a checkpoint ({reason})") from error
     for entry in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(entry), Mapping):
             content = content[entry]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"backbone.weights={path} holds no state dict, at the top or as 'model' or 'state_dict'")
+        raise ValueError(f"{setting}={path} holds no state dict, at the top or as 'model' or 'state_dict'")
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 

@@ -15,6 +15,9 @@ from heads import Size
 IGNORE = 255
 """The value of a mask's pixels that count in no loss."""
 
+AUXILIARY = "aux_classifier."
+"""A second head that torchvision's segmentation models may have, for training only; ours do without."""
+
 AT_ONCE = 1 << 17
 """Pixels of a class map that are calculated in one go: 512 KB a class, which stays in a core's cache."""
 
@@ -255,16 +258,19 @@ class _Axis(NamedTuple):
 
 
 def rename_head(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The entries ``classifier.*`` of one of torchvision's segmentation models, under our names; no others.
+    """The entries ``classifier.*`` of one of torchvision's segmentation models, under our names.
+
+    Left out are the backbone's and those of ``AUXILIARY``.
 
     Args:
         state: of the whole model, or what is left of it without the backbone.
         names: layer below ``classifier`` -> our layer.
     Raises:
-        ValueError: a layer is not in ``names``; lists all of them.
+        ValueError: any other entry, or a layer that is not in ``names``; lists all of them.
     """
     split = {key: key.removeprefix("classifier.").rpartition(".") for key in state if key.startswith("classifier.")}
     unknown = [key for key, (layer, _, _) in split.items() if layer not in names]
+    unknown += [key for key in state if not key.startswith(("classifier.", AUXILIARY, "backbone."))]
     if unknown or not split:
         raise ValueError(
             f"the checkpoint is of another head: {', '.join(unknown) or 'no entry classifier.*'} has no counterpart; "

@@ -43,15 +43,23 @@ def torchvision_to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The head's part of a state dict of torchvision's ``ssdlite320_mobilenet_v3_large``, under our names.
 
     Args:
-        state: torchvision's names (``backbone.extra.*``, ``head.*``); other entries, the backbone's, are left out.
+        state: torchvision's names (``backbone.extra.*``, ``head.*``); the backbone's other entries are left out.
     Returns:
         What ``SSDLite.load_state_dict`` takes.
+    Raises:
+        ValueError: an entry has no counterpart; lists all of them.
     """
     parts = {
         "backbone.extra.": "extra.",
         "head.classification_head.module_list.": "cls.",
         "head.regression_head.module_list.": "box.",
     }
+    unknown = [name for name in state if not name.startswith((*parts, "backbone."))]
+    if unknown:
+        raise ValueError(
+            f"the checkpoint is of another head: {', '.join(unknown)} has no counterpart; choose the head it was "
+            "trained with"
+        )
     ours = {}
     for name, value in state.items():
         for theirs, prefix in parts.items():
@@ -62,7 +70,7 @@ def torchvision_to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _rename(name: str) -> str:
     """``2.0.1.weight``, map, layer, 0 for the convolution and 1 for its norm, to ``2.0.norm.weight``."""
-    *place, part, kind = name.split(".")
-    if len(place) == 2:
-        return ".".join((*place, {"0": "conv", "1": "norm"}[part], kind))
-    return name
+    parts = name.split(".")
+    if len(parts) == 4:
+        parts[2] = {"0": "conv", "1": "norm"}.get(parts[2], parts[2])
+    return ".".join(parts)

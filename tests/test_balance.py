@@ -49,6 +49,24 @@ def test_mgda_harms_no_task() -> None:
     assert step @ of_b >= -1e-3 * step.norm() * of_b.norm()
 
 
+def test_mgda_leaves_a_task_without_gradient_out_of_the_hull() -> None:
+    shared = torch.randn(40, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    own = torch.tensor(3.0, requires_grad=True)
+    balance = Balance(("a", "b", "c"), "mgda", {})
+
+    def a_and_b() -> dict[str, torch.Tensor]:
+        return {"a": (shared - 1).pow(2).sum() * 1000, "b": (shared + 1).pow(2).sum()}
+
+    for still in (own + 0 * shared.sum(), own.square()):  # a gradient of zeros, and none
+        total = balance(losses(**a_and_b(), c=still), [shared])
+        expected = Balance(("a", "b"), "mgda", {})(losses(**a_and_b()), [shared])
+        torch.testing.assert_close(total, expected + still)
+        assert torch.autograd.grad(total, shared)[0].norm() < 1e6
+    one = balance(losses(a=shared.sum(), c=own.square()), [shared])
+    torch.testing.assert_close(one, shared.sum() + 9)
+    assert balance(losses(a=0 * shared.sum() + 2, c=own.square()), [shared]).item() == 11.0
+
+
 def test_mgda_under_a_frozen_backbone_is_a_plain_sum() -> None:
     a, b = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
     assert Balance(("a", "b"), "mgda", {})(losses(a=a, b=b), [torch.rand(4)]).item() == 5.0

@@ -56,6 +56,10 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
         checkpoint.fill(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), "x.pt")
     with pytest.raises(ValueError, match="bias is left over"):
         checkpoint.fill(nn.Linear(3, 2, bias=False), nn.Linear(3, 2).state_dict(), "x.pt")
+    with pytest.raises(ValueError, match="another architecture") as caught:
+        checkpoint.fill(nn.Linear(3, 2), {f"key {i}": torch.zeros(1) for i in range(20)}, "x.pt")
+    assert all(f"key {i} is left over" in str(caught.value) for i in range(20))
+    assert " more" not in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -111,6 +111,14 @@ def test_instances_as_a_semantic_mask(root: Path) -> None:
     assert not data.splits["train"][1].targets["segment"].load().any()
 
 
+def test_more_categories_than_a_mask_can_hold_are_refused(root: Path) -> None:
+    more = [{"id": key, "name": f"class {key}"} for key in range(1000, 1252)]
+    write(root, "train2017", {**TRAIN, "categories": [*TRAIN["categories"], *more]})
+    assert len(read(root, test=None).classes["detect"]) == 255
+    with pytest.raises(ValueError, match=r"has 256 classes for masks, the background among them.*at most 255"):
+        read(root, test=None, tasks=["detect", "segment"])
+
+
 def test_other_layouts(root: Path) -> None:
     (root / "annotations/instances_train2017.json").rename(root / "train.json")
     (root / "train2017").rename(root / "pictures")

@@ -72,6 +72,14 @@ def test_values_and_void_are_mapped(tmp_path: Path) -> None:
     assert (binary[0], binary[255]) == (0, 1)
 
 
+def test_a_class_must_not_have_the_value_of_void(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    names = [f"class {i}" for i in range(256)]
+    assert len(load(root, classes=names[:255]).classes["segment"]) == 255
+    with pytest.raises(ValueError, match=r"has 256 classes for masks.*expected at most 255, as 255 means ignored"):
+        load(root, classes=names)
+
+
 def test_a_value_outside_the_classes_is_named_with_its_count_when_loaded(tmp_path: Path) -> None:
     root = make(tmp_path)
     mask = np.zeros((8, 10), np.uint8)

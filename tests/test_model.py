@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 import torchvision
 from fixtures import SHARED
+from rich.console import Console
 from torchvision import transforms
 from torchvision.models import detection, segmentation
 
 from tasks import build
 from tasks.data.images import decode
+from tasks.reporting.closing import introduce_weights
 from tasks.training import checkpoint
 from tasks.training.weights import load_model
 
@@ -164,14 +167,14 @@ def test_a_head_of_other_classes_is_filled_but_for_its_last_layers(task: str, he
     path = tmp_path / "seven.pt"
     checkpoint.save(path, {"model": theirs.state_dict()})
     ours = build(task, [*words, "head.num_classes=3"])
-    fresh = {f"heads.{task}.{key}" for key in load_model(ours, str(path))[task]}
+    fresh = {f"heads.{task}.{key}" for key in load_model(ours, str(path)).filled[task]}
     was, now = theirs.state_dict(), ours.state_dict()
     other = {key for key in now if now[key].shape != was[key].shape}
     assert fresh == other
     assert other
     assert all(torch.equal(value, was[key]) for key, value in now.items() if key not in other)
     same = build(task, [*words, "head.num_classes=7"])
-    assert load_model(same, str(path)) == {task: []}
+    assert load_model(same, str(path)) == ({task: []}, [])
 
 
 def test_a_head_of_another_form_is_no_head_of_other_classes(tmp_path: Path) -> None:
@@ -202,10 +205,35 @@ def test_a_joint_model_starts_from_a_published_checkpoint(
     arguments = {} if task == "classify" else {"weights_backbone": None}
     joint = build("multitask", [*JOINT, *words])
     fresh = {key: value.clone() for key, value in joint.state_dict().items()}
-    filled = load_model(joint, saved(make(weights=None, **arguments), tmp_path))
+    filled, left_out = load_model(joint, saved(make(weights=None, **arguments), tmp_path))
     assert filled.keys() == {task}
+    assert not left_out
     changed = {key.split(".")[1] for key, value in joint.state_dict().items() if not torch.equal(value, fresh[key])}
     assert {"classify", "detect", "segment"} & changed == {task}
+
+
+def test_a_single_task_starts_from_a_joint_models_checkpoint_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "joint.pt"
+    state = build("multitask", JOINT).state_dict()
+    checkpoint.save(path, {"model": state})
+    single = build("detect", ["head.num_classes=5"])
+    filled, left_out = load_model(single, str(path))
+    assert (filled, left_out) == ({"detect": []}, ["heads.classify", "heads.segment"])
+    assert all(torch.equal(value, state[key]) for key, value in single.state_dict().items())
+    said = io.StringIO()
+    introduce_weights(Console(file=said, width=200), "joint.pt", filled, left_out)
+    assert "this model has no heads.classify, heads.segment: left out" in said.getvalue()
+    checkpoint.save(path, {"model": state | {"heads.depth.weight": torch.zeros(1), "heads.x": torch.zeros(1)}})
+    with pytest.raises(ValueError, match=r"has heads\.depth\.weight, heads\.x; expected .* classify, detect, segment"):
+        load_model(single, str(path))
+
+
+def test_torchvisions_auxiliary_classifier_is_left_out_and_said(tmp_path: Path) -> None:
+    arguments = {"weights": None, "weights_backbone": None, "num_classes": 3, "aux_loss": True}
+    theirs = segmentation.deeplabv3_mobilenet_v3_large(**arguments)
+    words = ["backbone=large", "backbone.output_stride=16", "head=deeplabv3", "head.num_classes=3"]
+    loaded = load_model(build("segment", words), saved(theirs, tmp_path))
+    assert loaded == ({"segment": []}, ["aux_classifier"])
 
 
 def test_weights_of_a_backbone_from_elsewhere(tmp_path: Path) -> None:
@@ -218,6 +246,11 @@ def test_weights_of_a_backbone_from_elsewhere(tmp_path: Path) -> None:
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
     with pytest.raises(ValueError, match="is no run of this suite"):
         build("classify", [*words, f"weights={saved(theirs.backbone, tmp_path)}"])
+    checkpoint.save(path, {"model": theirs.state_dict() | {"stray": torch.zeros(1)}})
+    with pytest.raises(ValueError, match="stray is left over"):
+        build("classify", [*words, f"weights={path}"])
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt does not exist; set weights to"):
+        build("classify", [*words, f"weights={tmp_path / 'absent.pt'}"])
 
 
 def test_a_classifier_of_v2_loads_whole(tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ def test_class_weights_must_be_one_number_a_class(weights: list[float]) -> None:
 def test_another_heads_checkpoint_is_refused() -> None:
     with pytest.raises(ValueError, match=r"classifier\.7\.weight has no counterpart"):
         rename_head({"classifier.7.weight": torch.zeros(1), "backbone.x": torch.zeros(1)}, {"0": "conv"})
+    keys = ("classifier.0.weight", "aux_classifier.0.weight", "stray", "head.x", "backbone.x")
+    with pytest.raises(ValueError, match=r"another head: stray, head\.x has no counterpart"):
+        rename_head({key: torch.zeros(1) for key in keys}, {"0": "conv"})
     with pytest.raises(ValueError, match="no entry classifier"):
         rename_head({"backbone.x": torch.zeros(1)}, {"0": "conv"})
 

@@ -48,6 +48,16 @@ def twins(peer: SSD) -> tuple[MobileNetV3, SSDLite]:
     return backbone.eval(), head.eval()
 
 
+def test_strays_of_a_checkpoint_are_listed(peer: SSD, twins: tuple[MobileNetV3, SSDLite]) -> None:
+    state = peer.state_dict()
+    strays = ("head.extra_head.weight", "head.classification_head.weight", "stray")
+    with pytest.raises(ValueError, match=rf"another head: {', '.join(strays)} has no counterpart"):
+        torchvision_to_ours(state | {key: torch.zeros(1) for key in strays})
+    odd = {"backbone.extra.0.0.2.weight": torch.zeros(1), "backbone.extra.x": torch.zeros(1)}
+    ours = torchvision_to_ours(state | odd)
+    assert ours.keys() - twins[1].state_dict().keys() == {"extra.0.0.2.weight", "extra.x"}  # for the loading to refuse
+
+
 @torch.no_grad()
 def test_whole_model_equals_torchvision(peer: SSD, twins: tuple[MobileNetV3, SSDLite]) -> None:
     backbone, head = twins

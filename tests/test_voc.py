@@ -137,6 +137,34 @@ def test_segmentation(root: Path) -> None:
         read(root, tasks=["classify"])
 
 
+def test_masks_count_the_classes_of_all_annotations(root: Path) -> None:
+    """The lists' images show dogs, 2 in the masks; cat stands only in annotations that no list names."""
+    for name in "abd":
+        annotate(root, name, ("dog", 1, 1, 9, 9))
+    (root / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    data = read(root, tasks=["detect", "segment"], test=None)
+    assert data.classes == {"detect": ("cat", "dog"), "segment": ("background", "cat", "dog")}
+    sample = data.splits["train"][0]
+    assert sample.targets["detect"].labels.tolist() == [1]
+    assert np.unique(sample.targets["segment"].load()).tolist() == [0, 2, 255]
+    assert read(root, test=None).classes == {"detect": ("dog",)}
+
+
+def test_an_unreadable_annotation_is_named_once_where_all_are_read(root: Path) -> None:
+    for name in "be":  # of a list, and of none
+        (root / "Annotations" / f"{name}.xml").write_text("<annotation>")
+    data = read(root, tasks=["detect", "segment"], test=None, on_error="skip")
+    assert [line.split()[0] for line in data.skipped] == ["b.xml", "e.xml"]
+    assert data.classes["segment"] == ("background", "cat", "dog")
+
+
+def test_more_classes_than_a_mask_can_hold_are_refused(root: Path) -> None:
+    names = [f"class {i}" for i in range(254)]
+    assert len(read(root, tasks=["segment"], test=None, classes=names).classes["segment"]) == 255
+    with pytest.raises(ValueError, match=r"has 256 classes for masks.*expected at most 255"):
+        read(root, tasks=["segment"], test=None, classes=[*names, "one more"])
+
+
 def test_a_value_outside_the_class_list_is_named_with_its_count(root: Path) -> None:
     data = read(root, tasks=["segment"], test=None, classes=["cat"])
     with pytest.raises(ValueError, match=r"a\.png has the mask value 2 in 119 pixels"):

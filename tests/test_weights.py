@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,43 @@ def test_every_unmatched_key_is_listed() -> None:
     assert "missing: blocks.3.expand.conv.weight" in message
     assert "left over: stray, features.5.block.9.weight" in message or "features.5.block.9.weight, stray" in message
     assert "stem.conv.weight is [32, 3, 3, 3] and should be [16, 3, 3, 3]" in message
+
+
+@pytest.mark.parametrize("make", [lraspp_mobilenet_v3_large, ssdlite320_mobilenet_v3_large])
+def test_strays_of_whole_models_are_listed(make: Callable[..., nn.Module]) -> None:
+    state = make(weights=None, weights_backbone=None).state_dict()
+    detects = make is ssdlite320_mobilenet_v3_large
+    stray = "classifier.x" if detects else "backbone.extra.x"  # the other one's
+    net = MobileNetV3("large", reduced_tail="detection" if detects else None)
+    with pytest.raises(ValueError, match=rf"left over: {stray}, odd$"):
+        torchvision_to_ours(state | {stray: torch.zeros(1), "odd": torch.zeros(1)}, net)
+
+
+def test_strays_of_a_run_are_listed() -> None:
+    net = MobileNetV3("small")
+    state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
+    strays = {"head.weight": torch.zeros(1), "stem.conv.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"left over: head\.weight, stem\.conv\.bias$"):
+        own_to_ours(state | strays, net)
+
+
+def test_messages_name_the_setting_that_was_given(hub: Path, tmp_path: Path) -> None:
+    net = MobileNetV3("small", minimalistic=True)
+    (tmp_path / "noise.pth").write_bytes(b"\x00noise")
+    torch.save([1], tmp_path / "list.pth")
+    torch.save(mobilenet_v3_large().state_dict(), tmp_path / "large.pth")
+    for source, message in (
+        (tmp_path / "noise.pth", r"^weights=.*cannot be read"),
+        (tmp_path / "list.pth", r"^weights=.*holds no state dict"),
+        (tmp_path / "large.pth", r"^weights=.*of another net"),
+        (tmp_path / "net.onnx", r"^weights=.*is neither"),
+        (tmp_path / "absent.pth", r"does not exist; set weights to"),
+        ("imagenet", r"give weights a file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_weights(net, str(source), "weights")
+    with pytest.raises(FileNotFoundError, match=r"its path as weights$"):
+        download((tmp_path / "absent-01234567.pth").as_uri(), "weights")
 
 
 def test_another_net_is_refused(tmp_path: Path) -> None:

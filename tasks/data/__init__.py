@@ -98,11 +98,16 @@ class Problems:
 
 
 def check_splits(data: DataSet) -> DataSet:
-    """Refuse overlapping splits and a training set without a sample.
+    """Refuse overlapping splits, a training set without a sample, and more classes than a mask can hold.
 
     Raises:
-        ValueError: names an image that stands in two splits, or the empty split.
+        ValueError: names an image that stands in two splits, the empty split, or the number of classes.
     """
+    if len(data.classes.get("segment", ())) > IGNORE:
+        raise ValueError(
+            f"{data.name} has {len(data.classes['segment'])} classes for masks, the background among them if there is "
+            f"one; expected at most {IGNORE}, as {IGNORE} means ignored: merge some, or leave segmentation out"
+        )
     seen: dict[str, str] = {}
     for split, samples in data.splits.items():
         for sample in samples:

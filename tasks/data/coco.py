@@ -63,11 +63,6 @@ def read(
     splits = arrange_splits(load, train, val, test, seed)
     skipped = problems.settle()
     names = tuple(categories[key] for key in sorted(categories))
-    if "segment" in wanted and len(names) >= IGNORE:
-        raise ValueError(
-            f"{path.name} has {len(names)} categories; as masks at most {IGNORE - 1} beside the background: leave "
-            "segmentation out, or merge some"
-        )
     classes = {"detect": names, "segment": ("background", *names)}
     return check_splits(DataSet(path.name, {task: classes[task] for task in wanted}, splits, skipped))
 

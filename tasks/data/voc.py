@@ -39,7 +39,8 @@ def read(
         train: a list in ``ImageSets``, or several to join.
         val: likewise, or a share of train to hold out, in (0, 1), or None.
         test: likewise.
-        classes: names in label order; None takes the sorted names that the annotations have (VOC's own order, too).
+        classes: names in label order; None takes the sorted names that the annotations have (VOC's own order, too): of
+            the images in the lists or, with masks, whose values count them all, of the whole folder.
         one_based: pixels count from 1 and the last one is inside, as VOC's do: left and top are lowered by 1.
         on_error: ``fail`` where a box or a file is faulty, or ``skip`` it, counted and named.
         tasks: targets wanted, of ``detect`` and ``segment``.
@@ -106,10 +107,20 @@ class _Folder:
         return [sample for sample in found if sample is not None]
 
     def found_classes(self) -> tuple[str, ...]:
-        if not self.detect:  # masks hold no names: take those of all annotations
+        names = {thing.name for things in self.objects.values() for thing in things}
+        if self.segment:  # masks hold no names, and their values count the classes of all annotations
             for file in sorted((self.root / "Annotations").glob("*.xml")):
-                self.objects[file.stem] = _parse(file)[1]
-        return tuple(sorted({thing.name for things in self.objects.values() for thing in things}))
+                if file.stem not in self.objects:
+                    names |= self._names(file)
+        return tuple(sorted(names))
+
+    def _names(self, file: Path) -> set[str]:
+        try:
+            return {thing.name for thing in _parse(file)[1]}
+        except ValueError as error:
+            if str(error) not in self.problems.found:  # a listed image's annotation has been named already
+                self.problems.add(str(error))
+            return set()
 
     def fill(self, sample: Sample, names: tuple[str, ...], one_based: bool) -> None:
         """Add the targets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,22 @@ def name_skipped(console: Console, messages: list[str]) -> None:
         console.print(f"skipped {len(messages)}: {shown}", soft_wrap=True)
 
 
-def introduce_weights(console: Console, source: str, filled: Mapping[str, list[str]]) -> None:
+def introduce_weights(console: Console, source: str, filled: Mapping[str, list[str]], left_out: Sequence[str]) -> None:
     """Say what a run starts from.
 
     Args:
         console: to print on.
         source: of the weights.
         filled: the tasks whose heads have them, each with its parameters that stay fresh.
+        left_out: parts of the checkpoint that the model has no use for.
     """
     console.print(f"weights     {source} for the backbone and {', '.join(filled)}", soft_wrap=True)
     for task, fresh in filled.items():
         if fresh:
             shown = ", ".join(fresh[:4]) + (f" ... ({len(fresh)} in all)" if len(fresh) > 4 else "")
             console.print(f"            trained on other classes, so {task} begins afresh with {shown}", soft_wrap=True)
+    if left_out:
+        console.print(f"            this model has no {', '.join(left_out)}: left out", soft_wrap=True)
 
 
 def draw(

@@ -17,7 +17,8 @@ class Balance(nn.Module):
         tasks: the tasks trained.
         method: ``fixed`` (the weights as given); ``uncertainty`` (each task's log-variance is learned on top); ``mgda``
             (every step the shortest vector in the hull of the tasks' unit gradients, so that none is harmed; tasks of
-            different images, as in ``data=combined``, share no feature and get equal shares).
+            different images, as in ``data=combined``, share no feature and get equal shares; a task without a gradient
+            at the features stands outside of the hull and keeps factor 1).
         weights: task -> factor; a missing task has 1.
     Raises:
         ValueError: an unknown method, or a weight for a task that is not trained.
@@ -60,9 +61,13 @@ class Balance(nn.Module):
                     torch.autograd.grad(s, shared, retain_graph=True, allow_unused=True) for s in sums.values()
                 )
             ]
-            norms = torch.stack([gradient.norm() for gradient in gradients]).clamp(min=1e-12)
-            units = torch.stack([gradient / norm for gradient, norm in zip(gradients, norms, strict=True)])
-            factors = shortest_in_hull(units @ units.T) / norms * norms.mean() * len(sums)
+            norms = torch.stack([gradient.norm() for gradient in gradients])
+            pulls = (norms > 1e-12) & norms.isfinite()  # nothing is shorter than a zero: it would take all the weight
+            factors = torch.ones_like(norms)
+            if pulls.any():
+                units = torch.stack(gradients)[pulls] / norms[pulls, None]
+                shares = shortest_in_hull(units @ units.T)
+                factors[pulls] = shares / norms[pulls] * norms[pulls].mean() * len(shares)
             return (torch.stack(list(sums.values())) * factors).sum()
         return torch.stack(list(sums.values())).sum()
 

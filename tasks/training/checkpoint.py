@@ -78,9 +78,8 @@ def fill(model: nn.Module, state: Mapping[str, Any], source: str) -> None:
     for label, keys in (("missing", own.keys() - state.keys()), ("left over", state.keys() - own.keys())):
         wrong += [f"{key} is {label}" for key in sorted(keys)]
     if wrong:
-        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise ValueError(
-            f"{source} belongs to another architecture: {shown}. Choose the backbone, head and classes it was trained "
-            "with, or take its backbone alone: backbone.weights="
+            f"{source} belongs to another architecture: {'; '.join(wrong)}. Choose the backbone, head and classes it "
+            "was trained with, or take its backbone alone: backbone.weights="
         )
     model.load_state_dict(dict(state))

@@ -38,7 +38,7 @@ class TaskModule(L.LightningModule):
         bn_momentum: ``auto`` (by the run's length) or a number, for every BatchNorm; None leaves each its own.
         backbone_lr: factor on the backbone's learning rate.
         freeze: parameter-name prefix -> share of the run during which these stay frozen (1 = always); the longest
-            matching prefix decides. Several prefixes with rising shares are staged unfreezing.
+            matching prefix decides. Several prefixes with rising shares are staged unfreezing. May be nested.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TaskModule(L.LightningModule):
         ema_cap: float,
         bn_momentum: float | str | None,
         backbone_lr: float,
-        freeze: Mapping[str, float],
+        freeze: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
@@ -144,8 +144,8 @@ class TaskModule(L.LightningModule):
                         f"try a lower optimizer.lr (now {self.trainer.optimizers[0].param_groups[0]['base_lr']:g}), "
                         "a longer schedule.warmup or trainer.clip_norm=1, and start anew"
                     )
-                self.log(f"train/{task}/{name}", term.detach())
-        self.log("train/loss", total.detach())
+                self.log(f"train/{task}/{name}", term.detach(), logger=False)
+        self.log("train/loss", total.detach(), logger=False)  # ``callbacks.Log`` writes them, under our step
         return total if total.requires_grad else None  # all that these samples could teach may be frozen
 
     def optimizer_step(
@@ -186,15 +186,18 @@ class TaskModule(L.LightningModule):
             self.average.load_state_dict(snapshot["average"])
 
 
-def frozen_until(model: Model, freeze: Mapping[str, float]) -> dict[str, float]:
+def frozen_until(model: Model, freeze: Mapping[str, Any]) -> dict[str, float]:
     """Parameter name -> share of the run during which it is frozen (see ``TaskModule``).
 
+    Args:
+        model: whose parameters.
+        freeze: prefix -> share, or nested: ``+freeze.heads.detect=1`` makes ``{heads: {detect: 1}}``.
     Raises:
         ValueError: a prefix that fits no parameter, or a share outside [0, 1].
     """
     names = [name for name, _ in model.named_parameters()]
     result: dict[str, float] = {}
-    for prefix, share in sorted(freeze.items(), key=lambda item: len(item[0])):
+    for prefix, share in sorted(flat(freeze).items(), key=lambda item: len(item[0])):
         matching = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
         if not matching:
             first = sorted({".".join(name.split(".")[:2]) for name in names})
@@ -202,6 +205,14 @@ def frozen_until(model: Model, freeze: Mapping[str, float]) -> dict[str, float]:
         if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ValueError(f"freeze.{prefix} is {share}; expected a share of the run from 0 to 1 (1 = always frozen)")
         result.update(dict.fromkeys(matching, 1.1 if share == 1 else share))
+    return result
+
+
+def flat(node: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys in one: ``{heads: {detect: 1}}`` gives ``{heads.detect: 1}``."""
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        result |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
     return result
 
 

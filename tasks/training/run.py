@@ -75,7 +75,7 @@ def _run(
     closing.introduce(console, data, config)
     model = make_model(without_weights(config) if saved else config, classes)
     if config["weights"] and not saved:
-        closing.introduce_weights(console, config["weights"], load_model(model, config["weights"]))
+        closing.introduce_weights(console, config["weights"], *load_model(model, config["weights"]))
     module = make_module(model, config, len(data.splits["train"]))
     collate = Collate(tuple(config["heads"]), setup.make_mix(config, classes))
     splits = setup.load_splits(data, config, console)

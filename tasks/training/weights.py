@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from backbones.trunk import Trunk
 from backbones.weights import load_weights, read
-from heads import deeplabv3, fcn, lraspp, ssdlite
+from heads import deeplabv3, fcn, lraspp, segmentation, ssdlite
 from heads.linear import Linear
 from heads.pooled import Pooled
 from tasks.training.checkpoint import fill
+from tasks.training.metrics import METRICS
 from tasks.training.model import Model
 
 State = dict[str, Tensor]
@@ -29,25 +31,40 @@ FOREIGN: dict[type[nn.Module], Callable[[State], State]] = {
 """Head -> what turns the rest of a foreign checkpoint, its backbone taken out, into the head's own names."""
 
 
-def load_model(model: Model, source: str) -> dict[str, list[str]]:
+class Loaded(NamedTuple):
+    """What a checkpoint gave to a model, and what it did not."""
+
+    filled: dict[str, list[str]]
+    """Tasks whose heads were filled, each with its parameters that stay fresh: one output a class, other classes."""
+    left_out: list[str]
+    """Parts of the checkpoint that the model has no use for."""
+
+
+def load_model(model: Model, source: str) -> Loaded:
     """Fill backbone and heads from one checkpoint.
 
     A head that the checkpoint does not have keeps its fresh weights (a joint model starts from a single task's run);
-    what the checkpoint has for a head that the model lacks is left out. A head that was trained on other classes is
-    filled but for its last layers.
+    the heads of tasks that the model does not have are left out, as is torchvision's ``aux_classifier``. A head that
+    was trained on other classes is filled but for its last layers.
 
     Args:
         model: of the checkpoint's architecture.
         source: a run folder; "imagenet"; or a file of ours, torchvision's (classifiers, ssdlite320, lraspp, deeplabv3)
             or timm's.
-    Returns:
-        The tasks whose heads were filled, each with its parameters that stay fresh: one output a class, other classes.
     Raises:
         FileNotFoundError: no such file.
         ValueError: keys or shapes without a counterpart, all listed; or nothing for any of the heads.
     """
     rest = load_backbone(model.backbone, source)
-    theirs = None if any(key.startswith("heads.") for key in rest) else task_of(rest)
+    ours = any(key.startswith("heads.") for key in rest)
+    theirs = None if ours else task_of(rest)
+    tasks = [*METRICS, *model.heads]
+    strays = [key for key in rest if ours and not key.startswith(tuple(f"heads.{task}." for task in tasks))]
+    if strays:
+        raise ValueError(
+            f"weights={source} has {', '.join(strays)}; expected the backbone's keys and those of heads for "
+            f"{', '.join(METRICS)}: take them out of the file"
+        )
     filled = {}
     for task, module in model.heads.items():
         prefix = f"heads.{task}."
@@ -61,7 +78,8 @@ def load_model(model: Model, source: str) -> dict[str, list[str]]:
         raise ValueError(
             f"{source} has no weights for {', '.join(model.heads)}; for its backbone alone: backbone.weights={source}"
         )
-    return filled
+    parts = [f"heads.{task}." for task in METRICS if task not in model.heads] + [segmentation.AUXILIARY]
+    return Loaded(filled, [part.rstrip(".") for part in parts if any(key.startswith(part) for key in rest)])
 
 
 def load_backbone(backbone: nn.Module, source: str) -> State:
@@ -75,16 +93,16 @@ def load_backbone(backbone: nn.Module, source: str) -> State:
             checkpoint that is not this suite's.
     """
     if isinstance(backbone, Trunk):
-        return load_weights(backbone, source)
+        return load_weights(backbone, source, "weights")
     path = Path(source)
-    state = read(path / "best.pt" if path.is_dir() else path)
-    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    if not own:
+    state = read(path / "best.pt" if path.is_dir() else path, "weights")
+    own = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("heads.")}
+    if not any(key.startswith("backbone.") for key in state):
         raise ValueError(
             f"weights={source} is no run of this suite; published weights of this backbone come by its yaml"
         )
     fill(backbone, own, f"{source} (backbone)")
-    return {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    return {key: value for key, value in state.items() if key.startswith("heads.")}
 
 
 def task_of(rest: State) -> str:
