@@ -63,8 +63,8 @@ def go(task: str, root: Path, *words: str) -> tuple[dict, Path]:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    """What ``metrics.csv`` has of each training step; a row of ours has a rate."""
-    rows = [row for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines()) if row["lr"]]
+    """What ``metrics.csv`` has of each training step."""
+    rows = [row for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines()) if row["train/loss"]]
     return [{name: float(value) for name, value in row.items() if name.startswith("train/") and value} for row in rows]
 
 
