@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from fixtures import ROOT
 from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision import tv_tensors
@@ -399,3 +402,13 @@ def test_views_never_leave_the_image_or_the_output() -> None:
         for (a, b, c, d), (h, w) in ((view.source, (height, width)), (view.place, (out_h, out_w))):
             assert 0 <= a < c <= w
             assert 0 <= b < d <= h
+
+
+def test_colour_stays_on_the_cpu_when_first_imported_under_another_device() -> None:
+    code = (
+        "import torch\nwith torch.device('meta'):\n    from tasks.data.colour import Photometric\n"
+        "image = torch.full((3, 4, 4), 90, dtype=torch.uint8)\n"
+        "assert Photometric(p=1.0)(image).device.type == 'cpu'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

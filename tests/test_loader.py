@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision import tv_tensors
 
 from tasks.data import Boxes, Sample
 from tasks.data.loader import Batch, Collate, Samples, Stream, evaluation_loader, prepared, seed_of, training_loader
+from tasks.training import setup
 
 
 def keep(item: dict[str, Any]) -> dict[str, Any]:
@@ -160,3 +162,16 @@ def test_a_prepared_batch_is_what_nets_and_losses_take(samples: list[Sample]) ->
     assert torch.equal(batch.targets["segment"], torch.tensor([[[0, 255]]]))
     assert torch.equal(prepared(batch).image, batch.image)
     assert batch.targets["detect"] is raw.targets["detect"]
+
+
+def test_two_cores_load_images_in_memory_without_a_process(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def workers(cores: int, cached: bool = True, threads: int | None = None, asked: int | str = "auto") -> int:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+        data = Samples(samples, ("detect",), keep, seed=0, training=True)
+        assert data.cache(1e9 if cached else 1) == data.in_memory == cached
+        return setup.worker_count({"workers": asked, "trainer": {"threads": threads}}, data)
+
+    assert [workers(cores) for cores in (1, 2, 3, 64)] == [0, 0, 2, 8]
+    assert [workers(2, cached=False), workers(2, threads=1), workers(2, threads=2), workers(2, asked=3)] == [1, 1, 0, 3]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-"""RGB's share in luma (ITU-R BT.601)."""
+GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device="cpu")
+"""RGB's share in luma (ITU-R BT.601); on the CPU even if first imported under another default device."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,11 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all are decoded, see ``cache``."""
+        return self._decoded is not None
+
     def _decode(self, sample: Sample) -> Decoded:
         """The image [3, H, W] uint8 (channels last in memory) and, if there is one, its semantic mask."""
         image = decode(sample.image)

@@ -24,7 +24,7 @@ from tasks.training.module import TaskModule
 from tasks.training.run import make_module
 from tasks.training.weights import load_model
 
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, STD = (torch.tensor(rgb, device="cpu").view(3, 1, 1) for rgb in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 LIKE_THEIRS = ["optimizer=sgd", "ema.share=0", "trainer.clip_norm=null", "head.dropout=0.2"]
 OBJECTS = 7  # an image, as in COCO
 STEPS = 12  # of a turn of the input rows
@@ -172,7 +172,7 @@ def fed(asked: Mapping[str, Any], ours: bool) -> Work:
     module = make_module(make_model(config, classes), config, len(samples)).train()
     module.on_fit_start()
     step, size = stepper(module, config["trainer"]["clip_norm"]), config["batch_size"]
-    workers = setup.worker_count(config)
+    workers = setup.worker_count(config, samples)
     before = BEFORE * max(1, workers)
 
     def batches() -> Any:

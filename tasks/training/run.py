@@ -194,7 +194,7 @@ def fit(
     trainer_config = config["trainer"]
     names = {task: list(of_task) for task, of_task in classes.items()}
     description = {"format": 1, "config": dict(config), "classes": names}
-    workers = setup.worker_count(config)
+    workers = setup.worker_count(config, splits["train"])
     loader = evaluation_loader(splits["val"], config["eval_batch_size"], workers) if len(splits["val"]) else None
     validation = callbacks.Validate(loader, trainer_config["validations"], folder, description)
     working: list[L.Callback] = [validation]
@@ -222,7 +222,7 @@ def fit(
 
 def test(model: Model, split: Samples, config: Mapping[str, Any], console: Console) -> Metrics:
     """Score the test split: once, after training, with the weights that validation chose."""
-    loader = evaluation_loader(split, config["eval_batch_size"], setup.worker_count(config))
+    loader = evaluation_loader(split, config["eval_batch_size"], setup.worker_count(config, split))
     return evaluate(model, loader, callbacks.progress_line(console, "testing, batch"))
 
 

@@ -116,11 +116,17 @@ def prepare_machine(config: Mapping[str, Any]) -> None:
     random.seed(config["seed"])
 
 
-def worker_count(config: Mapping[str, Any]) -> int:
-    """Loader processes: as asked, or one a core beyond the first, at most 8."""
+def worker_count(config: Mapping[str, Any], samples: Samples) -> int:
+    """Loader processes: as asked, or one a core beyond the first, at most 8.
+
+    None for images in memory where torch's threads take both of two cores: a process that augments them would hold up
+    one thread, and the other waits for it.
+    """
     if config["workers"] != "auto":
         return int(config["workers"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if samples.in_memory and cores <= min(2, config["trainer"]["threads"] or cores):
+        return 0
     return max(1, min(8, cores - 1))
 
 
