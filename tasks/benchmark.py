@@ -16,6 +16,7 @@ python -m tasks.benchmark [what] [key=value ...]
   cost                      latency over image_size= x width= x batch=: a table and a plot (plot=cost.svg)
   roofline                  this machine's peak, and each network's and layer's share of it (eager torch)
   paper                     the paper's ratios of latencies beside ours, for each engine and number of threads
+                            (these, too, leave a record for each network)
   peer=torchvision          the suite against torchvision, each side in its own process, in turn
   check=self                does the benchmark itself tell right from wrong here? a model against itself, a delay of
                             10 %, a busy loop beside it
@@ -29,7 +30,8 @@ python -m tasks.benchmark [what] [key=value ...]
                             memory=true (peak of a fresh process)   results=results.jsonl (null: no records)
   peer                      rows=step_large,coco ... (rows=? lists them)   rounds=   threads=2   engine=
                             profile=true (where the time goes, on both sides)
-                            bccd=<folder> camvid=<folder> (input_*; else drawn scenes)   images=5000 (coco)
+                            bccd=<folder> camvid=<folder> (input_*, step_ssdlite_real; else drawn scenes)
+                            images=5000 (coco)
   paper                     table=3,4,6   engine=   threads=   rounds=
   out=table.md              a file for the table, beside the screen
 
@@ -43,8 +45,8 @@ TIMED = {"task", "backbone", "head", "image_size", "width", "engine", "threads",
 KEYS = {
     "latency": TIMED | {"photo", "memory"},
     "cost": TIMED - {"run"} | {"plot"},
-    "roofline": {"task", "backbone", "head", "image_size", "width", "threads", "batch", "rounds", "out"},
-    "paper": {"table", "engine", "threads", "rounds", "seconds", "out"},
+    "roofline": {"task", "backbone", "head", "image_size", "width", "threads", "batch", "rounds", "out", "results"},
+    "paper": {"table", "engine", "threads", "rounds", "seconds", "out", "results"},
     "peer": {"peer", "rows", "rounds", "threads", "engine", "profile", "bccd", "camvid", "images", "batch", "out"},
     "check": {"check", "engine", "backbone", "image_size", "threads", "trials", "rounds", "out"},
 }

@@ -128,7 +128,9 @@ def latencies(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
     if not timed:
         rows = f" row={options.row}" if options.row else ""
         raise ValueError(f"of table={','.join(tables)}{rows} no two rows print a latency; try table=3,4,6")
-    return printed.measure(timed, benchmark.Options(what="paper", engine=options.engine, threads=options.threads))
+    return printed.measure(
+        timed, benchmark.Options(what="paper", engine=options.engine, threads=options.threads, results=None)
+    )
 
 
 def main() -> None:

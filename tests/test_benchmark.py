@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from fixtures import ROOT, Command
 
 from tasks import benchmark, build
-from tasks.deploy import cases, peer, peer_profile, printed, roofline, timing
+from tasks.deploy import cases, fresh, latency, peer, peer_profile, printed, roofline, timing
 from tasks.reporting.comparison import compare
 from tasks.reporting.ledger import read_ledger
 from tasks.reporting.results import read_records, write_record
@@ -104,6 +106,140 @@ def test_a_sweep_leaves_a_table_and_records_that_compare_reads(command: Command,
     assert table.rows[0].latency_ms == latency["median_ms"]
 
 
+QUICK = ["engine=torch", "threads=1", "rounds=6", "seconds=2"]
+
+
+@pytest.mark.slow
+def test_cost_gives_a_grid_a_plot_and_records(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = command("benchmark", "cost", "backbone=small", "image_size=64,96", "width=0.5,1", *QUICK, "plot=cost.png")
+    head, _, *rows = done.stdout.split("\n\n")[0].splitlines()
+    assert head == "| ms a batch | 64x64 | 96x96 |"
+    assert len(rows) == 2
+    records, problems = read_records(tmp_path / "results.jsonl")
+    assert not problems
+    assert sorted((record["backbone"], str(record["image_size"])) for record in records) == [
+        ("small", "[64, 64]"), ("small", "[96, 96]"), ("small width=0.5", "[64, 64]"), ("small width=0.5", "[96, 96]"),
+    ]  # fmt: skip
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_roofline_names_peak_layers_and_leaves_a_record(command: Command, tmp_path: Path) -> None:
+    done = command("benchmark", "roofline", "backbone=small", "image_size=64", "threads=1", "rounds=3")
+    assert "| threads | matrix product GFLOP/s | copy GB/s |" in done.stdout
+    assert "slowest layers of small + pooled 64x64" in done.stdout
+    assert "depthwise 5x5" in done.stdout
+    ((record,), problems) = read_records(tmp_path / "results.jsonl")
+    assert not problems
+    assert record["latency"] is not None
+    assert record["latency"]["engine"] == "torch"
+    assert 0 < record["latency"]["share_of_peak"] < 1
+
+
+@pytest.mark.slow
+def test_the_papers_ratios_leave_a_record_a_row(command: Command, tmp_path: Path) -> None:
+    done = command("benchmark", "paper", "table=6", *QUICK)
+    rows = printed.rows_of(read_ledger(ROOT / "conf" / "ledger")["6"])
+    assert all(f"| {row.name} |" in done.stdout for row in rows)
+    records, problems = read_records(tmp_path / "results.jsonl")
+    assert not problems
+    assert len(records) == len(rows)
+    assert {record["task"] for record in records} == {"detect"}
+
+
+@pytest.mark.slow
+def test_the_check_counts_its_trials(command: Command) -> None:
+    words = ["check=self", "backbone=small", "image_size=64", "engine=torch", "threads=1", "trials=2", "rounds=8"]
+    done = command("benchmark", *words, check=False)
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [
+        "| the same model against itself", "| a delay of 10 % injected", "| a busy loop beside it",
+        "| nothing of ours beside it",
+    ]  # fmt: skip
+    assert all(" of 2 (" in row[2] for row in rows[:3])
+    assert done.returncode == any(row[4].startswith("NO") for row in rows)
+
+
+def test_of_many_cases_all_are_timed_beside_the_first_that_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = cases.network_of("classify", ["backbone=small"])
+    many = [cases.Case(network, "torch", 1, f"p{i}", 1) for i in range(40)]
+    assert latency.grouped([*many, many[0]._replace(batch=4)]) == [many, [many[0]._replace(batch=4)]]
+    timed: list[list[cases.Case]] = []
+    opened = lambda group, *_: [SimpleNamespace(case=case) for case in group if case != many[0]]  # noqa: E731
+    monkeypatch.setattr(latency, "open_group", opened)
+    monkeypatch.setattr(latency, "time_group", lambda group, *_: timed.append([one.case for one in group]))
+    assert not latency.sweep(benchmark.Options(), many, [], [])
+    assert [len(group) for group in timed] == [15, 16, 10]
+    assert {group[0] for group in timed} == {many[1]}
+    assert [*timed[0], *timed[1][1:], *timed[2][1:]] == many[1:]
+
+
+@pytest.mark.slow
+def test_runs_that_look_alike_are_told_apart(command: Command, tmp_path: Path) -> None:
+    tiny = ["data.train=4", "data.val=2", "data.test=2", "trainer.max_steps=1", "batch_size=2", "workers=0"]
+    for seed in (0, 1):
+        command("classify", "image_size=[64,64]", *tiny, f"seed={seed}", "output=out", "results=runs.jsonl")
+    runs = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob("out/classify/*/record.json"))
+    done = command("benchmark", f"run={','.join(runs)}", *QUICK, "memory=false")
+    assert all(f"small ({run})" in done.stdout for run in runs)
+    records, problems = read_records(tmp_path / "results.jsonl")
+    assert not problems
+    assert [record["run"] for record in records] == runs
+    assert [record["seed"] for record in records] == [0, 1]
+
+
+@pytest.mark.slow
+def test_an_engine_is_one_file(tmp_path: Path) -> None:
+    for part in ("backbones", "heads", "tasks", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    file = tmp_path / "tasks" / "deploy" / "engine_mine.py"
+    file.write_text((ROOT / "tasks/deploy/engine_torch_export.py").read_text().replace('".pt2"', '".mine"'))
+    words = ["backbone=small", "image_size=64", "engine=mine", "threads=1", "rounds=6", "memory=false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.benchmark", *words], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| mine |" in done.stdout
+    ((record,), _) = read_records(tmp_path / "results.jsonl")
+    assert record["latency"] is not None
+    assert record["latency"]["engine"] == "mine"
+
+
+@pytest.mark.slow
+def test_peer_as_a_command(command: Command) -> None:
+    done = command("benchmark", "peer=torchvision", "rows=coco,step_ssdlite_real", "images=3", "batch=2", "rounds=2",
+                   "threads=1", check=False)  # fmt: skip
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| coco |", "| step_ssdlite_real |"))]
+    assert len(rows) == 2
+    assert all(" | yes (" in row for row in rows), "equal results"
+    assert "step_ssdlite_real: drawn scenes, not photos" in done.stdout
+    assert done.returncode == 0
+
+
+def test_an_artefact_is_written_once_for_all_threads(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network = cases.network_of("classify", ["backbone=small", "image_size=[64,64]", "head.num_classes=3"])
+    store = latency.Store(tmp_path)
+    one = store.file(cases.Case(network, "onnxruntime", 1, "f32", 1))
+    assert store.file(cases.Case(network, "onnxruntime", 2, "f32", 1)) == one
+    assert store.file(cases.Case(network, "onnxruntime", 1, "f32", 4)) != one
+    assert one.stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_a_fresh_process_says_what_it_took_or_why_not(tmp_path: Path) -> None:
+    network = cases.network_of("classify", ["backbone=small", "image_size=[64,64]", "head.num_classes=3"])
+    case = cases.Case(network, "torch", 1, "f32", 1)
+    found = fresh.peak_memory(case, None)
+    assert isinstance(found, fresh.Memory)
+    assert 50 < found.before < found.peak < 4000
+    missing = fresh.peak_memory(case._replace(engine="onnxruntime"), tmp_path / "nowhere.onnx")
+    assert isinstance(missing, str)
+    assert "ended with 1" in missing
+
+
 def test_rows_of_peer_are_chosen_by_name_and_pattern() -> None:
     assert peer.chosen(None) == peer.USUAL
     assert peer.chosen(["post_*", "coco", "coco"]) == ["post_peaked", "post_dense", "coco"]
@@ -173,12 +309,12 @@ def test_a_process_for_each_side_does_its_turns_and_ends() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [name for name, row in peer.ROWS.items() if row.module != "peer_scoring" and row.prime]
-                         + ["step_large", "step_small", "step_ssdlite"])  # fmt: skip
+                         + ["step_large", "step_small", "step_ssdlite", "step_ssdlite_real"])  # fmt: skip
 def test_both_sides_of_a_row_give_the_same(row: str) -> None:
     works = importlib.import_module(f"tasks.deploy.{peer.ROWS[row].module}").WORKS
     before = torch.get_num_threads()
     try:
-        asked = {"row": row, "batch": 2, "engine": "torch", "threads": 1}
+        asked = {"row": row, "batch": 2, "engine": "torch", "threads": 1, "roots": {"bccd": None}}
         ours, theirs = (works[row](asked, side) for side in (True, False))
         ours.call()
     finally:

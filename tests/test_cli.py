@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from fixtures import ROOT, Command
 
+from tasks.data import scenes
+
 PROBE = """
 import sys
 from importlib import import_module
@@ -65,6 +67,53 @@ def test_mistakes_end_in_one_line_with_the_fix(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "a run that cannot start leaves nothing behind"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A few small scenes that are there already: drawing them would be said."""
+    root = tmp_path_factory.mktemp("scenes")
+    scenes.read(str(root), 64, 4, 1, 1, 1, ["classify", "detect", "segment"], 0)
+    return [f"data.root={root}", "data.image_size=64", "data.train=4", "data.val=1", "data.test=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["classify", "backbone=smal"], "there is no backbone 'smal', did you mean 'small'?"),
+        (["classify", "head=poold"], "there is no head 'poold', did you mean 'pooled'?"),
+        (["classify", "data=folder", "data.root={empty}"], "{empty} has no images in"),
+        (["classify", "data=clothing", "data.root=/nowhere"], "/nowhere"),
+        (["classify", "head=ssdlite"], "choose another head"),
+        (["classify", "mix.mixup_alpha=-1"], "mix.mixup_alpha is -1"),
+        (["segment", "head=lrasp"], "there is no head 'lrasp', did you mean 'lraspp'?"),
+        (["segment", "data=masks", "data.root={empty}", "data.classes=[a,b]"], "has no folder images/train"),
+        (["segment", "data=camvid", "data.root=/nowhere"], "/nowhere"),
+        (["segment", "evaluation.resize=crop"], "evaluation.resize=crop would cut off"),
+        (["segment", "head.class_weights=[1,2]"], "class_weights=[1, 2]; expected 11 finite numbers"),
+        (["multitask", "head@heads.segment=lrasp"], "there is no head 'lrasp', did you mean 'lraspp'?"),
+        (["multitask", "heads.detect=null"], "heads.detect is None"),
+        (["multitask", "balance.method=mgd"], "balance.method is 'mgd'"),
+        (["multitask", "data=combined"], "data.parts.clothing.root is not set"),
+        (["multitask", "backbone=large", "backbone.width=0"], "width=0 is not a multiplier"),
+    ],
+)
+def test_the_other_commands_end_as_cleanly(
+    command: Command,
+    drawn: list[str],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    words: list[str],
+    message: str,
+) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    words = words if any(word.startswith("data=") for word in words) else [*words, *drawn]
+    done = command(*(word.format(empty=empty) for word in words), check=False)
+    assert done.returncode == 1
+    assert message.format(empty=empty) in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_reports_the_failed_run_and_does_the_others(command: Command, voc: Path, tmp_path: Path) -> None:

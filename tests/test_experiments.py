@@ -36,7 +36,7 @@ TINY = [
     "trainer.max_steps=2",
     "trainer.accumulate=1",
 ]
-OFFLINE = {"torchvision/coco_lraspp": ["backbone.weights=null"]}
+OFFLINE = {f"torchvision/coco_{head}": ["backbone.weights=null"] for head in ("lraspp", "deeplabv3")}
 
 RMSPROP, SGD = "torch.optim.RMSprop", "torch.optim.SGD"
 PUBLISHED: dict[str, dict[str, Any]] = {  # rates: at an epoch, or at a step where length is in steps
@@ -88,6 +88,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # rates: at an epoch, or at a step whe
         "optimizer": SGD, "weight_decay": 1e-6, "batch": 8 * 4, "norm_decay": None, "ema": 0, "length": 30,
         "rates": {0: 0.01, 15: 0.01 * 0.5**0.9, 30: 0.0},
     },
+    "torchvision/coco_deeplabv3": {
+        "optimizer": SGD, "weight_decay": 1e-6, "batch": 8 * 4, "norm_decay": None, "ema": 0, "length": 30,
+        "rates": {0: 0.01, 15: 0.01 * 0.5**0.9, 30: 0.0},
+    },
 }  # fmt: skip
 
 PARAMETERS = {  # classes, published parameters, whether they count BatchNorm's, how exactly they are given
@@ -103,6 +107,7 @@ PARAMETERS = {  # classes, published parameters, whether they count BatchNorm's,
     "torchvision/imagenet_small": (1000, 2_542_856, True, 0),
     "torchvision/coco_ssdlite": (90, 3_440_060, True, 0),
     "torchvision/coco_lraspp": (21, 3_221_538, True, 0),
+    "torchvision/coco_deeplabv3": (21, 11_029_328 - 3_851, True, 0),  # theirs has an auxiliary classifier
 }
 
 

@@ -117,17 +117,52 @@ def test_a_swapped_activation_is_caught_and_named(
 
 
 @pytest.mark.slow
-def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(tmp_path: Path) -> None:
+def test_the_command_fails_where_the_gate_does(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
+    write_run(tmp_path / "run", "classify", [*TINY_SCENES, *SIZE])
+    done = command("export", "run=run", "engine=onnxruntime", "threads=1", "tol.output=0", check=False)
+    assert done.returncode == 1
+    assert "classify differs" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in (tmp_path / "run" / "export").iterdir()} == {"onnxruntime.failed.onnx"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch" if name == "torch_export" else name)
     run = write_run(tmp_path / "run", "segment", [*TINY_SCENES, *SIZE, "head=lraspp"])
-    with pytest.raises(ValueError, match="size=fixed image_size="):
-        export.run(settings(run, "size=dynamic", "limit=1"))
+    with pytest.raises(ValueError, match=r"size=fixed image_size=|choose another engine="):
+        export.run(settings(run, f"engine={name}", "size=dynamic", "limit=1"))
+    assert not list((run / "export").iterdir())
+
+
+def test_a_gate_without_an_image_does_not_pass(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for name in ("a", "b"):
+        for i in range(2):
+            file = tmp_path / "photos" / "train" / name / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((64, 64, 3), 90 * i, np.uint8)).save(file)
+    words = [
+        "data=folder",
+        f"data.root={tmp_path}/photos",
+        "data.val=0.5",
+        "data.test=null",
+        "data.on_error=skip",
+        *SIZE,
+    ]
+    run = write_run(tmp_path / "run", "classify", words)
+    for file in tmp_path.glob("photos/train/*/*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"not one image of folder val can be read, so nothing is proved; .*\.png"):
+        export.run(settings(run, "engine=onnxruntime"))
     assert not list((run / "export").iterdir())
 
 
 def test_a_metric_that_differs_is_not_passed() -> None:
     close = parity.Difference(False, 1e-6, 1.0)
-    found = parity.Comparison({"classify": close}, {"top1": 0.79}, {"top1": 0.80}, ["top1"], 100, np.zeros(1))
+    found = parity.Comparison({"classify": close}, {"top1": 0.79}, {"top1": 0.80}, ["top1"], 100, np.zeros(1), [])
     assert parity.verdict(found, "f32", None, 0.02) == []
     assert parity.verdict(found, "f32", None, 0.001) == ["top1 is 0.7900, in torch 0.8000 (0.001 allowed)"]
     broken = parity.Difference(False)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import struct
 import zipfile
+import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,6 +88,72 @@ def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
     palette.putpalette([10, 20, 30, 40, 50, 60])
     pixels = images.decode(save(palette, tmp_path / "p.png", transparency=1))
     assert pixels.tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_grey_with_alpha_lies_on_white(tmp_path: Path) -> None:
+    pixels = np.array([[[100, 255], [100, 0], [100, 128]]], np.uint8)
+    found = images.decode(save(Image.fromarray(pixels, "LA"), tmp_path / "a.png"))
+    assert found[0, :2].tolist() == [[100] * 3, [255] * 3]
+    np.testing.assert_allclose(found[0, 2], [177] * 3, atol=1)
+
+
+def test_sixteen_bit_colour_keeps_its_high_bytes(tmp_path: Path) -> None:
+    """Pillow cannot write it: the file is put together by hand."""
+    values = np.array([[[0, 257, 65535], [40000, 128 * 257, 1000]]], np.uint16)
+    path = tmp_path / "deep.png"
+    path.write_bytes(png((2, 1, 16, 2, 0, 0, 0), b"\0" + values.astype(">u2").tobytes()))
+    np.testing.assert_allclose(images.decode(str(path)), values / 257, atol=1)
+    assert images.size(str(path)) == (1, 2)
+
+
+Chunk = tuple[bytes, bytes]
+
+
+def png(header: tuple[int, ...], rows: bytes, before: Sequence[Chunk] = (), after: Sequence[Chunk] = ()) -> bytes:
+    """A PNG file of a header, unfiltered rows, and other chunks before and behind the pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *header)), *before, (b"IDAT", zlib.compress(rows)), *after]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in [*chunks, (b"IEND", b"")])
+
+
+def test_a_pngs_orientation_is_found_behind_its_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rows = b"".join(b"\0" + bytes(20) for _ in range(12))
+    header = (20, 12, 8, 0, 0, 0, 0)
+    for name, file, wanted in (
+        ("behind.png", png(header, rows, after=[(b"eXIf", exif.tobytes()[6:])]), (20, 12)),
+        ("text.png", png(header, rows, [(b"tEXt", b"Comment\0held upright")]), (12, 20)),
+    ):
+        (tmp_path / name).write_bytes(file)
+        assert images.size(str(tmp_path / name)) == images.decode(str(tmp_path / name)).shape[:2] == wanted
+
+
+def test_the_size_of_a_large_png_is_read_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), np.uint8)).save(path)
+    read = 0
+    opened = Path.open
+
+    def counted(self: Path, *words: str) -> io.BufferedReader:
+        file = opened(self, *words, buffering=0)
+
+        class Counted(type(file)):
+            def read(self, count: int = -1) -> bytes:
+                nonlocal read
+                found = super().read(count)
+                read += len(found)
+                return found
+
+        file.close()
+        return Counted(self, "rb")
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert images.size(str(path)) == (600, 900)
+    assert 0 < read < 0.01 * path.stat().st_size
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])

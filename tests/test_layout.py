@@ -26,6 +26,41 @@ def imports(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+TASKS = {"classify", "detect", "segment"}
+
+
+def asks_for_a_task(node: ast.AST) -> bool:
+    """``task == "detect"``, ``"mask" if task in ("segment",) else ...``, ``case "classify":``"""
+    if isinstance(node, ast.MatchValue):
+        return bool(names_in(node.value))
+    if not isinstance(node, ast.Compare):
+        return False
+    sides = [node.left, *node.comparators]
+    return any(names_in(side) for side in sides) and any(
+        isinstance(side, ast.Name | ast.Attribute | ast.Subscript) and "task" in ast.unparse(side).split(".")[-1]
+        for side in sides
+    )
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """Tasks that an expression of constants names."""
+    parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+    return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)} & TASKS
+
+
+@pytest.mark.parametrize("name", ["model", "module", "run"])
+def test_no_part_of_training_asks_for_the_task(name: str) -> None:
+    """What differs between tasks is in their heads, metrics and readers."""
+    tree = ast.parse((ROOT / "tasks" / "training" / f"{name}.py").read_text())
+    found = [ast.unparse(node) for node in ast.walk(tree) if asks_for_a_task(node)]
+    assert not found
+
+
+@pytest.mark.parametrize("line", ['task == "detect"', '"classify" == head.task', 'self.task in ("segment", "x")'])
+def test_the_rule_above_sees(line: str) -> None:
+    assert asks_for_a_task(ast.parse(line, mode="eval").body)
+
+
 @pytest.mark.parametrize("package", list(BELOW))
 def test_imports_point_one_way(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):

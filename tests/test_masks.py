@@ -51,6 +51,23 @@ def test_pairs_by_name(tmp_path: Path) -> None:
             assert sample.size == (8, 10)
 
 
+def test_folders_within_a_split_belong_to_the_name(tmp_path: Path) -> None:
+    for city, frame in (("bern", "0"), ("bern", "1"), ("basel", "0")):
+        write(tmp_path / f"photos/{city}/{frame}.jpg", np.zeros((8, 10, 3), np.uint8))
+        write(tmp_path / f"photos/labels/{city}/{frame}.png", np.full((8, 10), len(city) - 4, np.uint8))
+    write(tmp_path / "photos/.thumbs/0.jpg", np.zeros((2, 2, 3), np.uint8))
+    data = load(tmp_path, classes=["a", "b"], images="photos", masks="photos/labels", val=0.4, test=None)
+    samples = [sample for each in data.splits.values() for sample in each]
+    assert sorted(Path(sample.image).relative_to(tmp_path / "photos").as_posix() for sample in samples) == [
+        "basel/0.jpg", "bern/0.jpg", "bern/1.jpg",
+    ]  # fmt: skip
+    for sample in samples:
+        assert (sample.targets["segment"].load() == len(Path(sample.image).parent.name) - 4).all()
+    (tmp_path / "photos/labels/bern/1.png").unlink()
+    with pytest.raises(ValueError, match=r"image photos/bern/1\.jpg has no mask"):
+        load(tmp_path, classes=["a", "b"], images="photos", masks="photos/labels", val=0.4, test=None)
+
+
 def test_suffix_joined_and_held_out_splits(tmp_path: Path) -> None:
     data = load(make(tmp_path, suffix="_L"), classes=CLASSES, mask_suffix="_L", train=["train", "val"], val=0.25)
     assert {split: len(each) for split, each in data.splits.items()} == {"train": 6, "val": 2, "test": 3}

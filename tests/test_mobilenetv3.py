@@ -198,6 +198,9 @@ PRINTED = [
     ("small", 96, 1.0, 12, 2.5, 2_542_856),
 ]
 
+MISPRINTED = {("large", 224, 0.35): 39.47, ("small", 224, 0.75): 43.40, ("small", 256, 1.0): 73.18}
+"""Counted, in M: over 1 % beside the print, and no rule of the paper or its code gives that (40, 44, 74)."""
+
 
 @pytest.mark.parametrize(("variant", "size", "width", "printed_madds", "printed_params", "exact"), PRINTED)
 def test_sizes_are_the_printed_ones(
@@ -215,7 +218,9 @@ def test_sizes_are_the_printed_ones(
         assert printed_params in as_printed
     ours = madds(net, size, hidden)
     # Printed in whole millions, some rounded and some cut: a small figure is off by more than 1 % for that alone.
-    assert abs(ours - printed_madds) <= 0.01 * printed_madds + 0.5 or printed_madds == math.floor(ours), ours
+    met = abs(ours - printed_madds) <= 0.01 * printed_madds or printed_madds in (math.floor(ours), round(ours))
+    assert met != ((variant, size, width) in MISPRINTED), ours
+    assert met or ours == pytest.approx(MISPRINTED[variant, size, width], abs=0.005)
 
 
 @pytest.mark.parametrize(

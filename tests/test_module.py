@@ -11,6 +11,7 @@ from torch import nn
 
 from tasks import build
 from tasks.cli import compose
+from tasks.data.loader import Batch
 from tasks.training.balance import Balance
 from tasks.training.model import Model
 from tasks.training.module import TaskModule, frozen_until, parameter_groups
@@ -47,6 +48,14 @@ def test_the_longest_prefix_decides(net: Model) -> None:
         assert until.keys() == {name for name, _ in net.named_parameters() if name.startswith("backbone.")}
         assert {until[name] for name in until if name.startswith("backbone.last.")} == {0.25}
         assert all(until[name] > 1 for name in until if not name.startswith("backbone.last."))  # to the very end
+
+
+def test_one_image_is_too_few_for_a_pooled_batch_norm() -> None:
+    single = module(build("segment", ["head=deeplabv3", "head.num_classes=2", "image_size=[64,64]"]).train())
+    image, mask = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    batch = Batch(image, {"segment": mask}, {}, {}, [], [], [])
+    with pytest.raises(ValueError, match=r"batch_size is 1, but a batch norm .* set batch_size=2 or more"):
+        single.training_step(batch, 0)
 
 
 def test_rising_shares_thaw_in_stages(net: Model) -> None:

@@ -14,6 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from tasks import load, predictor
 from tasks.cli import compose
 from tasks.deploy import choice
 from tasks.deploy import predict as command
-from tasks.deploy.frames import Frame, Stems, open_frames
-from tasks.deploy.predictor import Predictor, Seen, ahead, open_predictor, overhead, predicted, read
+from tasks.deploy.frames import BEGIN, Frame, Stems, open_frames, video_suffix
+from tasks.deploy.predictor import Predictor, Room, Seen, ahead, open_predictor, overhead, predicted, read
 from tasks.deploy.session import open_model
 from tasks.deploy.writers import Ids
 from tasks.predict import quoted
@@ -121,7 +122,7 @@ def test_an_engine_has_the_cores_to_itself(runs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_stream_gives_what_single_images_give(runs: dict[str, Path], task: str) -> None:
     model = open_predictor(runs[task], "torch", threads=1)
-    frames = [Frame(str(i), str(i), lambda i=i: photo(i, 30 + i, 50)) for i in range(5)]
+    frames = [Frame(str(i), str(i), lambda i=i, **_: photo(i, 30 + i, 50)) for i in range(5)]
     stream = list(predicted(model, (read(frame, model.fit, False) for frame in frames), 2))
     assert [seen.frame.name for seen in stream] == ["0", "1", "2", "3", "4"]
     for i, seen in enumerate(stream):
@@ -317,6 +318,32 @@ def test_a_stop_leaves_whole_files(
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+def test_images_that_are_decoded_at_once_share_the_room() -> None:
+    room, taken, most, small = Room(100), [0], [0], [0]
+    lock = threading.Lock()
+
+    def load(pixels: int, admit: Callable[[int], None]) -> np.ndarray:
+        admit(pixels)
+        with lock:
+            taken[0] += pixels
+            most[0] = max(most[0], taken[0])
+            small[0] = max(small[0], taken[0] if pixels < 250 else 0)
+        time.sleep(0.01)
+        with lock:
+            taken[0] -= pixels
+        if pixels == 30:
+            raise ValueError("a bad one gives its room back, too")
+        return photo(0)
+
+    frames = [Frame(str(i), str(i), partial(load, pixels)) for i, pixels in enumerate([40, 30, 250, 40, 40, 30] * 4)]
+    seen = list(ahead(partial(read, fit=lambda image: image, draws=False, room=room), frames, 6, 8))
+    assert [one.frame.name for one in seen] == [str(i) for i in range(24)]
+    assert [one.problem is None for one in seen] == [i % 6 not in (1, 5) for i in range(24)]
+    assert 70 <= small[0] <= 100  # several at once
+    assert most[0] == 250  # the large one alone
+    assert room.taken == 0
+
+
 def test_ahead_keeps_order_and_bound() -> None:
     running, most = [0], [0]
     lock = threading.Lock()
@@ -440,33 +467,84 @@ def test_video_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         open_frames(str(tmp_path / "x.mp4"), LIMIT)
 
 
+def write_clip(file: Path, sizes: list[tuple[int, int]] = [(64, 48)]) -> None:  # noqa: B006 - only read
+    """A video of 12 frames from black to bright; each further size begins another stream appended to the file."""
+    import av
+
+    parts = []
+    for width, height in sizes:
+        part = file.with_name(f"part_{len(parts)}{file.suffix}")
+        with av.open(str(part), "w") as out:
+            old = file.suffix in (".ts", ".mpg")
+            stream = out.add_stream("mpeg2video" if old else "mpeg4", rate=25 if old else 10)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for i in range(12):
+                frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 * i, np.uint8), format="rgb24")
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        parts.append(part)
+    file.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
+
+
 def test_video(runs: dict[str, Path], tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     file = tmp_path / "clip.mp4"
-    with av.open(str(file), "w") as out:
-        stream = out.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(12):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i, np.uint8), format="rgb24")
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
+    write_clip(file)
     frames = open_frames(str(file), LIMIT)
     assert frames.total == 12
     pixels = [frame.load() for frame in frames.items]
     assert [round(float(p.mean())) for p in pixels] == pytest.approx([20 * i for i in range(12)], abs=6)
     run(runs["classify"], file, tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
-    assert [row["file"] for row in rows] == [f"clip.mp4#{i + 1}" for i in range(12)]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.csv", "drawn.mp4"]
-    drawn = [frame.load() for frame in open_frames(str(tmp_path / "out" / "drawn.mp4"), LIMIT).items]
-    assert len(drawn) == 12
+    check_clip(tmp_path / "out", "clip.mp4")
     with av.open(str(tmp_path / "out" / "drawn.mp4")) as video:
         assert video.streams.video[0].average_rate == 10
-    corner = [float(picture[:2, -2:].mean()) for picture in drawn]  # away from the label
-    assert corner == pytest.approx([20 * i for i in range(12)], abs=12)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"bad\.mp4 cannot be read as a video"):
         open_frames(str(tmp_path / "bad.mp4"), LIMIT)
+
+
+def check_clip(out: Path, name: str) -> None:
+    """What is predicted of ``write_clip``'s video, and drawn on it."""
+    rows = list(csv.DictReader((out / "classes.csv").open()))
+    assert [row["file"] for row in rows] == [f"{name}#{i + 1}" for i in range(12)]
+    assert sorted(path.name for path in out.iterdir()) == ["classes.csv", "drawn.mp4"]
+    drawn = [frame.load() for frame in open_frames(str(out / "drawn.mp4"), LIMIT).items]
+    corner = [float(picture[:2, -2:].mean()) for picture in drawn]  # away from the label
+    assert corner == pytest.approx([20 * i for i in range(12)], abs=12)
+
+
+def test_a_video_whose_size_grows_over_the_limit_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_clip(tmp_path / "clip.ts", [(64, 48), (320, 240)])
+    frames = list(open_frames(str(tmp_path / "clip.ts"), 64 * 48).items)
+    assert frames[0].load().shape == (48, 64, 3)
+    with pytest.raises(ValueError, match=r"clip\.ts, frame \d+, has 320 x 240 pixels, over the limit 3,072"):
+        frames[-1].load()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mpg"])
+def test_a_video_from_stdin(
+    suffix: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("av")
+    file = tmp_path / f"clip{suffix}"
+    write_clip(file)
+    assert video_suffix(file.read_bytes()[:BEGIN]) == suffix
+    if suffix == ".mp4":  # the others differ in nothing behind that
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+        words = [f"run={runs['classify']}", "images=-", f"out={tmp_path}/out", "threads=1"]
+        command.predict(compose("predict", words))
+        check_clip(tmp_path / "out", "stdin.mp4")
+
+
+def test_pictures_are_no_videos(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "gif", "webp", "bmp", "tif"):
+        save(tmp_path / f"a.{suffix}", 0, 40, 60)
+        assert video_suffix((tmp_path / f"a.{suffix}").read_bytes()[:BEGIN]) is None
+    assert video_suffix(b"\0\0\0\x1cftypavif" + bytes(500)) is None
+    assert video_suffix(b"") is None
 
 
 PROBE = """
@@ -590,7 +668,8 @@ def mixed(folder: Path, count: int) -> dict[str, str]:
         else:
             kinds[i % len(kinds)](place / str(i), i)
     large = Image.fromarray(photo(1)).resize((8000, 5000), Image.Resampling.BILINEAR)
-    large.save(folder / "large.jpg", quality=70)
+    for name in ("large", "large_2", "large_3"):
+        large.save(folder / f"{name}.jpg", quality=70)
     large.convert("CMYK").save(folder / "large_cmyk.jpg", quality=70)
     return bad
 
@@ -614,11 +693,12 @@ LARGEST_MB = 2000
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_thousand_mixed_photos(runs: dict[str, Path], tmp_path: Path) -> None:
-    bad = mixed(tmp_path / "photos", 998)
+@pytest.mark.parametrize("how", [["engine=torch", "threads=1", "workers=1"], ["workers=4"]], ids=["plain", "usual"])
+def test_a_thousand_mixed_photos(runs: dict[str, Path], tmp_path: Path, how: list[str]) -> None:
+    bad = mixed(tmp_path / "photos", 996)
     words = [f"run={runs['multitask']}", f"images={tmp_path}/photos", f"out={tmp_path}/out"]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words, "engine=torch", "threads=1", "workers=1"],
+        [sys.executable, "-c", MEASURE, *words, *how],
         cwd=ROOT, capture_output=True, text=True, timeout=1800, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

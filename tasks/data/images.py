@@ -14,7 +14,7 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,7 +34,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 # What Pillow raises on broken files, beside its own classes.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, AttributeError,
            struct.error, zlib.error)  # fmt: skip
-_PNG_EXIF = (b"eXIf", b"tiff:Orientation", b"Raw profile type exif")
+_PNG_EXIF = (b"tiff:Orientation", b"Raw profile type exif")
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Pillow only warns up to twice its bound; as an error it ends in our message rather than on the user's screen.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -43,7 +44,9 @@ _archives: dict[str, tuple[tuple[int, int, int], zipfile.ZipFile]] = {}
 _archives_lock = threading.Lock()
 
 
-def decode(source: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    source: str, max_pixels: int = MAX_PIXELS, admit: Callable[[int], None] = lambda _pixels: None
+) -> np.ndarray:
     """The picture as a viewer shows it: EXIF orientation applied, in RGB.
 
     Grey, palette, CMYK and the like are converted; 16-bit grey is scaled by 1/257 (its full range);
@@ -52,17 +55,22 @@ def decode(source: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Args:
         source: a path, or ``archive.zip!/member``.
         max_pixels: larger images are refused by their header, before anything is decoded.
+        admit: called with the number of pixels before they take memory; may wait until there is room.
     Returns:
         [H, W, 3] uint8 RGB, writable.
     Raises:
         ValueError: not an image, truncated, animated, too large, or of a depth that has no defined RGB; names the file.
     """
     with _opened(source, max_pixels) as upright:
+        admit(upright.width * upright.height)
         upright.load()
         ImageOps.exif_transpose(upright, in_place=True)  # a copy of a 40-megapixel photo is 160 MB
         if upright.mode.startswith("I"):
             grey = _sixteen_bit(upright, source)
-            return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+            grey = grey.astype(np.uint32)
+            grey += 128  # in place: a 40-megapixel photo is 160 MB
+            grey //= 257
+            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         if upright.mode == "F":
             raise ValueError(f"{source} has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
         if upright.has_transparency_data:
@@ -257,17 +265,35 @@ def _content(source: str) -> str:
 
 
 def _sixteen_bit(image: Image.Image, source: str) -> np.ndarray:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{source} has the pixel value {values.max()}; expected 8 or 16 bits: save it so")
-    return values
+    return values.astype(np.uint16, copy=False)
 
 
 def _orientation(image: Image.Image, source: str) -> int:
     # Pillow decodes a whole PNG to find out that it has no EXIF: ask it only where there is some.
-    if image.format == "PNG" and not any(mark in read_bytes(source) for mark in _PNG_EXIF):
+    if image.format == "PNG" and not _png_has_exif(source):
         return 1
     return int(image.getexif().get(0x0112, 1))
+
+
+def _png_has_exif(source: str) -> bool:
+    """Whether a PNG has a chunk that may say how it was held; the pixels' chunks are passed over unread."""
+    packed = split_source(source)[1] is not None
+    with io.BytesIO(read_bytes(source)) if packed else Path(source).open("rb") as file:
+        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if kind == b"eXIf":
+                return True
+            if kind in _PNG_TEXT:
+                text = file.read(length)
+                if any(mark in text for mark in _PNG_EXIF):
+                    return True
+                length = 0
+            file.seek(length + 4, os.SEEK_CUR)  # 4: the checksum
+    return False
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read(
     tasks: Sequence[str],
     seed: int,
 ) -> DataSet:
-    """Read pairs of an image and a mask that share a name.
+    """Read pairs of an image and a mask that share a name, folders within the split's included (``city/frame``).
 
     Headers are checked here (both files readable, of one size); the mask's values when it is loaded.
 
@@ -62,10 +63,10 @@ def read(
 
     def load(split: str) -> list[Sample]:
         return pairs.match(
-            _files(path, "images", images, split, EXTENSIONS),
+            _files(path, "images", images, split, EXTENSIONS, apart=masks),
             {
                 name.removesuffix(mask_suffix): file
-                for name, file in _files(path, "masks", masks, split, MASK_EXTENSIONS).items()
+                for name, file in _files(path, "masks", masks, split, MASK_EXTENSIONS, apart=images).items()
                 if name.endswith(mask_suffix)
             },
         )
@@ -163,9 +164,9 @@ class Pairs:
         return Sample(str(picture), size, {"segment": TableMask(str(mask), self.table)})
 
 
-def _files(root: Path, key: str, pattern: str, split: str, extensions: tuple[str, ...]) -> dict[str, Path]:
-    """Name without extension -> file, for the files of one folder."""
-    folder = root / pattern.replace("{split}", split)
+def _files(root: Path, key: str, pattern: str, split: str, extensions: tuple[str, ...], apart: str) -> dict[str, Path]:
+    """Name without extension -> file, of one folder and all below it but for that of the counterparts (``apart``)."""
+    folder, other = (root / text.replace("{split}", split) for text in (pattern, apart))
     if not folder.is_dir():
         above = (root / pattern.split("{split}")[0].rstrip("/")) if "{split}" in pattern else folder.parent
         known = sorted(entry.name for entry in above.iterdir() if entry.is_dir()) if above.is_dir() else []
@@ -174,11 +175,25 @@ def _files(root: Path, key: str, pattern: str, split: str, extensions: tuple[str
             f"{did_you_mean(split if '{split}' in pattern else folder.name, known)}"
         )
     found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in extensions and not file.name.startswith("."):
-            if file.stem in found:
-                raise ValueError(f"{file} and {found[file.stem].name} have one name; remove one of the two")
-            found[file.stem] = file
+    for file in sorted(_below(folder, other)):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if file.suffix.lower() in extensions:
+            if name in found:
+                raise ValueError(f"{file} and {found[name].name} have one name; remove one of the two")
+            found[name] = file
     if not found:
         raise ValueError(f"{folder} has no {'masks' if key == 'masks' else 'images'} ({', '.join(extensions)})")
     return found
+
+
+def _below(folder: Path, other: Path) -> Iterator[Path]:
+    """The files in a folder and below it, but for hidden ones and another folder; links to folders are followed."""
+    seen: set[tuple[int, int]] = set()
+    for above, folders, files in os.walk(folder, followlinks=True):
+        status = Path(above).stat()
+        if (status.st_dev, status.st_ino) in seen:  # links in a circle
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(above) / name != other]
+        yield from (Path(above) / name for name in files if not name.startswith("."))

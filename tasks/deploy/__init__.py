@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 
-CONSTANTS = ("SUFFIX", "PACKAGES", "EXTRA", "PRECISIONS", "FIXED", "RUNS_CODE")
-"""What is read off an engine's file; see ``Engine``."""
-
 FASTEST_FIRST = ("openvino", "onnxruntime", "torch", "torch_export", "executorch")
 """The order in which engines are preferred; others, by name, before torch.
 
@@ -61,11 +58,11 @@ class Engine(Protocol):
     """What to install: ``pip install -e ".[export]"``; None: what every installation has is enough."""
     PRECISIONS: tuple[str, ...]
     """What it can calculate in, as far as the CPU has it: ``f32``, ``bf16``."""
-    # FIXED = True where the number of images has to be fixed, RUNS_CODE = True where loading a file may run code that
-    # is in it, so that only trusted ones are loaded; both may be left out.
+    # All these may be left out: FIXED = True where the number of images has to be fixed; RUNS_CODE = True where loading
+    # a file may run code that is in it, so that only trusted ones are loaded; BESIDE = endings of what lies beside it.
 
     def export(self, graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Write the graph and its metadata as one file."""
+        """Write the graph and its metadata as one file, with those of ``BESIDE``."""
         ...
 
     def load(self, file: Path, threads: int, precision: str) -> Session:

@@ -64,7 +64,8 @@ class Case(NamedTuple):
         network = self.network
         size = f"{network.size[0]}x{network.size[1]}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{network.backbone} + {network.head} {size}, {self.engine_text}, {threads}, batch {self.batch}"
+        run = f" of {network.run}" if network.run else ""
+        return f"{network.backbone} + {network.head} {size}{run}, {self.engine_text}, {threads}, batch {self.batch}"
 
 
 class Plan(NamedTuple):
@@ -103,7 +104,7 @@ def plan(options: Options) -> Plan:
     check_threads(options.threads or [])
     if not found:
         raise ValueError(f"nothing is left to measure: {'; '.join(dict.fromkeys(left_out))}")
-    return Plan(found, list(dict.fromkeys(left_out)))
+    return Plan(list(dict.fromkeys(found)), list(dict.fromkeys(left_out)))
 
 
 def check_threads(counts: Sequence[int]) -> None:
@@ -138,19 +139,23 @@ def engines_of(names: Sequence[str] | None, left_out: list[str]) -> list[str]:
 def untrained(options: Options) -> list[Network]:
     """Networks from names, each composed as its command would compose it."""
     found = []
-    usual_sizes, usual_widths = (COST_SIZES, COST_WIDTHS) if options.what == "cost" else ([None], [None])
-    sizes: Sequence[tuple[int, int] | None] = options.image_size or usual_sizes
-    widths: Sequence[float | None] = options.width or usual_widths
+    sizes: Sequence[tuple[int, int] | None] = options.image_size or (COST_SIZES if options.what == "cost" else [None])
     heads: Sequence[str | None] = options.head or [None]
-    for task, backbone, head, size, width in product(options.task, options.backbone, heads, sizes, widths):
-        overrides = [f"backbone={backbone}"]
-        overrides += [f"head={head}"] if head else []
-        overrides += [f"backbone.width={width:g}"] if width is not None else []
-        if task in SIZES:  # else compose says what there is
-            side = size or SIZES[task]
-            overrides += [f"data={DATA[task]}", f"image_size=[{side[0]},{side[1]}]"]
-        found.append(network_of(task, [*overrides, *options.overrides]))
+    for task, backbone, head, size in product(options.task, options.backbone, heads, sizes):
+        for width in options.width or usual_widths(options.what, task, backbone):
+            overrides = [f"backbone={backbone}"]
+            overrides += [f"head={head}"] if head else []
+            overrides += [f"backbone.width={width:g}"] if width is not None else []
+            if task in SIZES:  # else compose says what there is
+                side = size or SIZES[task]
+                overrides += [f"data={DATA[task]}", f"image_size=[{side[0]},{side[1]}]"]
+            found.append(network_of(task, [*overrides, *options.overrides]))
     return list(dict.fromkeys(found))
+
+
+def usual_widths(what: str, task: str, backbone: str) -> Sequence[float | None]:
+    """Those that ``cost`` goes through, where the backbone has any but its own."""
+    return COST_WIDTHS if what == "cost" and "width" in compose(task, [f"backbone={backbone}"]).backbone else [None]
 
 
 def network_of(task: str, overrides: Sequence[str]) -> Network:

@@ -19,6 +19,7 @@ SUFFIX = ".xml"
 PACKAGES = ("openvino", "onnx", "onnxscript")
 EXTRA = "openvino"
 PRECISIONS = ("f32", "bf16")
+BESIDE = (".bin",)
 
 ENTRY = ("mobilenetv3_bench", "metadata")
 """Of the metadata, in the model's rt_info."""

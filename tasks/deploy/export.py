@@ -17,7 +17,7 @@ from heads import Size
 from tasks.data.loader import Samples, evaluation_loader
 from tasks.deploy import artefact, contract, engine_names, facts, parity
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.session import Runner, check_precision, cores, open_file, open_graph
+from tasks.deploy.session import Runner, check_precision, cores, in_our_words, open_file, open_graph
 from tasks.reporting.closing import SHOWN
 from tasks.training import checkpoint, setup
 from tasks.training.build import foreign_targets, make, model_from_run, plain, read_data
@@ -63,12 +63,16 @@ def run(composed: DictConfig) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=file.parent) as folder:  # nobody finds an unproved file
         draft = Path(folder) / file.name
-        contract(config["engine"]).export(graph, draft, metadata)
-        runner = open_file(draft, config["threads"] or cores(), config["precision"], trust=True)
+        with in_our_words(config["engine"]):
+            contract(config["engine"]).export(graph, draft, metadata)
+            runner = open_file(draft, config["threads"] or cores(), config["precision"], trust=True)
         reference = open_graph(graph, "torch", metadata, runner.threads, "f32", source.model.view)
         if form.dynamic_size:
             parity.follow_sizes(runner, reference, batch or 2)
-        found = parity.compare(runner, reference, loader, progress_line(console, "comparing, batch"))
+        with in_our_words(config["engine"]):
+            found = parity.compare(runner, reference, loader, progress_line(console, "comparing, batch"))
+        if not found.images:
+            raise ValueError(f"not one image of {split} can be read, so nothing is proved; {found.skipped[0]}")
         show(console, found, runner, split)
         gate(found, graph, draft, file, config)
         move(draft, file)
@@ -189,7 +193,9 @@ def move(file: Path, to: Path) -> Path:
 
 def parts(file: Path) -> list[Path]:
     """The files of an artefact."""
-    return [path for path in file.parent.iterdir() if path.stem == file.stem and path.suffix in (file.suffix, ".bin")]
+    of_engine = [facts(name) for name in engine_names() if facts(name)["SUFFIX"] == file.suffix]
+    suffixes = {file.suffix, *(suffix for known in of_engine for suffix in known.get("BESIDE", ()))}
+    return [path for path in file.parent.iterdir() if path.stem == file.stem and path.suffix in suffixes]
 
 
 def show(console: Console, found: parity.Comparison, runner: Runner, split: str) -> None:

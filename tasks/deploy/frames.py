@@ -24,6 +24,10 @@ from tasks.data.folder import EXTENSIONS
 from tasks.data.images import decode, open_zip, split_source
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp")
+BEGIN = 512
+"""Bytes by which ``video_suffix`` decides."""
+STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+"""Brands of pictures in the container of MP4."""
 USUAL_RATE = Fraction(25)
 """Frames a second of a video that does not say."""
 
@@ -36,8 +40,8 @@ class Frame:
     """As results call it: its path from what ``images=`` names."""
     stem: str
     """Of the files written for it: relative, without a suffix, its own among all frames."""
-    load: Callable[[], np.ndarray]
-    """Decodes it: [H, W, 3] uint8 RGB. Raises ValueError naming the file."""
+    load: Callable[..., np.ndarray]
+    """Decodes it: [H, W, 3] uint8 RGB. Raises ValueError naming the file. ``admit=`` as in ``images.decode``."""
     source: Path | None = None
     """The file it lies in, if that is the image itself."""
 
@@ -161,28 +165,45 @@ def from_video(path: Path, max_pixels: int) -> Frames:
         raise ValueError(f"{path} cannot be read as a video ({error}); restore it") from error
     if width * height > max_pixels:
         raise ValueError(f"{path} has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down")
-    return Frames(_video(av, path), total or None, rate=rate or USUAL_RATE)
+    return Frames(_video(av, path, max_pixels), total or None, rate=rate or USUAL_RATE)
 
 
-def _video(av: Any, path: Path) -> Iterator[Frame]:
+def video_suffix(begin: bytes) -> str | None:
+    """The usual ending of the container that a file's first ``BEGIN`` bytes are of; None: they are of no video."""
+    if begin[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") and begin[8:12] not in STILLS:
+        return ".mp4"
+    if begin[:4] == b"RIFF" and begin[8:12] == b"AVI ":
+        return ".avi"
+    if begin[:4] == b"\x1aE\xdf\xa3":
+        return ".mkv"
+    if begin[:4] in (b"\0\0\1\xba", b"\0\0\1\xb3"):
+        return ".mpg"
+    return ".ts" if begin[:1] == begin[188:189] == begin[376:377] == b"G" else None  # a packet's first byte
+
+
+def _video(av: Any, path: Path, max_pixels: int) -> Iterator[Frame]:
     number = 0
     try:
         with av.open(str(path)) as video:
             video.streams.video[0].thread_type = "AUTO"
             for number, picture in enumerate(video.decode(video=0), 1):
-                yield Frame(f"{path.name}#{number}", f"{path.stem}_{number:06}", partial(_upright, picture))
+                load = partial(_upright, picture)
+                if picture.width * picture.height > max_pixels:  # a stream may change its size on the way
+                    size = f"{picture.width} x {picture.height}"
+                    load = partial(_refuse, f"{path}, frame {number}, has {size} pixels, over the limit {max_pixels:,}")
+                yield Frame(f"{path.name}#{number}", f"{path.stem}_{number:06}", load)
     except (av.error.FFmpegError, OSError) as error:
         message = f"{path} is broken after frame {number} ({error}); restore it"
         yield Frame(f"{path.name}#{number + 1}", f"{path.stem}_{number + 1:06}", partial(_refuse, message))
 
 
-def _upright(picture: Any) -> np.ndarray:
-    """A video's frame as a player shows it: phones note which way they were held."""
+def _upright(picture: Any, admit: object = None) -> np.ndarray:
+    """A video's frame as a player shows it: phones note which way they were held. It is in memory already."""
     turns = round(getattr(picture, "rotation", 0) / 90)  # counterclockwise
     return np.ascontiguousarray(np.rot90(picture.to_ndarray(format="rgb24"), turns))
 
 
-def _refuse(message: str) -> np.ndarray:
+def _refuse(message: str, admit: object = None) -> np.ndarray:
     raise ValueError(message)
 
 

@@ -26,14 +26,14 @@ class Memory(NamedTuple):
     """Of it before the model was loaded: interpreter and libraries."""
 
 
-def peak_memory(case: Case, file: Path | None) -> Memory | None:
+def peak_memory(case: Case, file: Path | None) -> Memory | str:
     """Load and run the case in a process of its own.
 
     Args:
         case: what is run.
         file: the artefact; None for an engine that runs the model itself.
     Returns:
-        None where the process failed or the system does not say.
+        The memory; or why there is nothing, in a line: the process failed, or the system does not say.
     """
     network = case.network
     asked = {
@@ -49,9 +49,10 @@ def peak_memory(case: Case, file: Path | None) -> Memory | None:
     words = [sys.executable, "-m", "tasks.deploy.fresh", json.dumps(asked)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
     if done.returncode:
-        return None
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return f"its process ended with {done.returncode}: {lines[-1][:200] if lines else 'without a word'}"
     peak, before = json.loads(done.stdout.splitlines()[-1])
-    return Memory(peak, before) if peak else None
+    return Memory(peak, before) if peak else "this system does not say what a process holds"
 
 
 def load_and_run(asked: dict[str, Any]) -> Memory:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from tasks.benchmark import Options
 from tasks.deploy import artefact, contract, facts, fresh, machine, stages, timing
 from tasks.deploy.cases import Case, Network, Plan
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, notes, record, table
+from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, notes, record, table, weights_mb
 from tasks.deploy.progress import Progress, show
-from tasks.deploy.session import Runner, check_precision, open_model
+from tasks.deploy.session import Runner, check_precision, leave_cores_to_the_engine, open_model
 from tasks.reporting.costs import count
 from tasks.reporting.results import write_record
 from tasks.training.model import Model
 
 ROUNDS = 100
 TOGETHER = 16
-"""Cases timed side by side at most: so many models fit into memory."""
+"""Cases timed side by side at most: so many models fit into memory. Of more, all are timed beside the first."""
 
 
 @dataclass
@@ -78,20 +79,24 @@ def work(options: Options, planned: Plan) -> int:
 
 def sweep(options: Options, cases: Sequence[Case], results: list[Result], left_out: list[str]) -> bool:
     """Time all cases, group by group; appends to ``results``. Returns whether Ctrl-C ended it."""
-    groups = grouped(cases)
     progress = Progress(len(cases))
     with tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_") as folder:
         store, photo = Store(Path(folder)), stages.photo(Path(folder), options.photo)
-        for group in groups:
-            try:
-                opened = open_group(group, store, progress, left_out)
-                stop = time_group(opened, options, photo, progress, results)
-            except KeyboardInterrupt:
-                stop = True
-            progress.clear()
-            if stop:
-                return True
-            progress.step(len(group))
+        for group in grouped(cases):
+            first: list[Case] = []
+            while group:
+                part, group = group[: TOGETHER - len(first)], group[TOGETHER - len(first) :]
+                try:
+                    opened = open_group([*first, *part], store, progress, left_out)
+                    stop = time_group(opened, options, photo, progress, results)
+                except KeyboardInterrupt:
+                    stop = True
+                progress.clear()
+                if stop:
+                    return True
+                first = first or [one.case for one in opened[:1]]
+                store.models.clear()  # files stay: another number of threads needs them again
+                progress.step(len(part))
     return False
 
 
@@ -100,7 +105,7 @@ def grouped(cases: Sequence[Case]) -> list[list[Case]]:
     groups: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.threads, case.network.task, case.network.size, case.batch), []).append(case)
-    return [group[i : i + TOGETHER] for group in groups.values() for i in range(0, len(group), TOGETHER)]
+    return list(groups.values())
 
 
 def open_group(group: Sequence[Case], store: Store, progress: Progress, left_out: list[str]) -> list[Opened]:
@@ -126,8 +131,7 @@ def open_case(case: Case, store: Store) -> Opened:
     costs = count(model, model.image_size)
     if facts(case.engine)["SUFFIX"] is None:
         runner = open_model(model, case.engine, case.threads, case.precision, case.batch)
-        weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-        return Opened(case, runner, costs, weights / 1e6, None)
+        return Opened(case, runner, costs, weights_mb(model), None)
     file = store.file(case)
     session = contract(case.engine).load(file, case.threads, case.precision)
     heads = {task: model.head(task) for task in model.heads}
@@ -146,7 +150,7 @@ def time_group(
     """
     if not opened:
         return False
-    turns = {one.case.label: timing.timed(call_of(one)) for one in opened}
+    turns = {str(i): timing.timed(call_of(one)) for i, one in enumerate(opened)}
     watch = machine.Watch()
 
     def on_round(done: int, rounds: int) -> None:
@@ -157,7 +161,10 @@ def time_group(
     stop = times.interrupted
     if stop and len(times.ms) < 6:  # too few to say anything
         return True
+    known = {result.opened.case for result in results}  # the first of a large group is timed with each part of it
     for i, one in enumerate(opened):
+        if one.case in known:
+            continue
         ratio = timing.compare(times.ms[:, i], times.ms[:, 0]) if i else None
         noise = machine.noise(load_beside, times.ms[:, i])
         result = Result(one, timing.summarise(times.ms[:, i]), ratio, load_beside, noise, times.steady)
@@ -170,6 +177,8 @@ def time_group(
         results.append(result)
         if options.results:
             write_record(options.results, record(result))
+    for one in opened:
+        one.runner = None  # results are kept to the end, sessions are not
     return stop
 
 
@@ -177,13 +186,16 @@ def call_of(one: Opened) -> Callable[[], object]:
     """One run of the engine on random pixels."""
     shape = (one.case.batch, 3, *one.case.network.size)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return lambda: one.runner.run(image)
+    assert one.runner
+    return partial(one.runner.run, image)
 
 
 def complete(result: Result, options: Options, photo: Path) -> None:
     """Add the stages and the peak memory."""
     one = result.opened
+    assert one.runner
     rounds = min(STAGE_ROUNDS, options.rounds or ROUNDS)
+    leave_cores_to_the_engine()
     result.stages = stages.split(one.runner, photo, one.case.batch, rounds)
     if options.memory:
         result.memory = fresh.peak_memory(one.case, one.artefact)

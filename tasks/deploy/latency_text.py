@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tasks.cli import compose
 from tasks.deploy import facts, fresh, machine, stages, timing
 from tasks.deploy.cases import Case, record_of
@@ -25,7 +27,8 @@ class Opened:
     """A case, ready to run."""
 
     case: Case
-    runner: Runner
+    runner: Runner | None
+    """None once it has been timed."""
     costs: Costs
     file_mb: float
     """What is shipped, decimal megabytes: the artefact's files; for an engine without them the weights."""
@@ -44,7 +47,15 @@ class Result:
     noise: list[str]
     steady: bool
     stages: dict[str, timing.Summary] = field(default_factory=dict)
-    memory: fresh.Memory | None = None
+    memory: fresh.Memory | str | None = None
+    """A word on why it could not be measured; None: it was not asked for."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Of one kind of measurement, for the record's ``latency``."""
+
+
+def weights_mb(model: nn.Module) -> float:
+    """Decimal megabytes of parameters and buffers."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 1e6
 
 
 HEADER = (
@@ -65,21 +76,28 @@ def cells(result: Result) -> list[str]:
     case, network = one.case, one.case.network
     ratio = f"{result.ratio.median:.3f} {result.ratio.verdict}" if result.ratio else "1"
     parts = [f"{result.stages[name].median:.2f}" if result.stages else "-" for name in (*stages.STAGES, "whole")]
-    named = network.backbone + (" (trained)" if network.run else "")
+    named = network.backbone + (f" ({network.run})" if network.run else "")
     return [
         network.task, named, network.head, f"{network.size[0]}x{network.size[1]}", case.engine_text, str(case.threads),
         str(case.batch), f"{one.costs.params / 1e6:.2f}", f"{one.costs.madds / 1e6:.0f}", f"{one.file_mb:.1f}",
-        f"{result.memory.peak:.0f} ({result.memory.before:.0f})" if result.memory else "-",
+        f"{result.memory.peak:.0f} ({result.memory.before:.0f})" if isinstance(result.memory, fresh.Memory) else "-",
         f"{summary.median:.2f} [{summary.low:.2f}, {summary.high:.2f}]", f"{summary.iqr:.2f}", f"{summary.p90:.2f}",
-        f"{summary.p99:.2f}", str(summary.outliers), str(summary.n), ratio, *parts, "noisy" if result.noise else "",
+        f"{summary.p99:.2f}", outliers_text(summary), str(summary.n), ratio, *parts, "noisy" if result.noise else "",
     ]  # fmt: skip
+
+
+def outliers_text(summary: timing.Summary) -> str:
+    """``2 (31.40)``: how many, and the one that lies farthest from the median."""
+    farthest = max(summary.outliers, key=lambda ms: abs(ms - summary.median), default=None)
+    return "0" if farthest is None else f"{len(summary.outliers)} ({farthest:.2f})"
 
 
 def notes(results: Sequence[Result], load_beside: machine.Load, left_out: Sequence[str]) -> list[str]:
     """What must stand beside the table for it to mean something."""
     lines = [
         load_beside.in_words(),
-        "ms        of a batch, network alone, median [95 % interval]; outliers: beyond 3 IQR, counted in; "
+        "ms        of a batch, network alone, median [95 % interval]; outliers: beyond 3 IQR from the quartiles, "
+        "counted in, with the farthest; "
         "x first: median ratio to the first row of the same task, size, threads and batch, timed in the same rounds",
         f"stages    one pass from a JPEG to predictions, medians of {STAGE_ROUNDS}; "
         "an untrained detector finds far more than a trained one",
@@ -88,6 +106,8 @@ def notes(results: Sequence[Result], load_beside: machine.Load, left_out: Sequen
     for result in results:
         if result.noise:
             lines.append(f"noisy     {result.opened.case.label}: {'; '.join(result.noise)}")
+        if isinstance(result.memory, str):
+            lines.append(f"no peak   {result.opened.case.label}: {result.memory}")
         if not result.steady:
             lines.append(f"unsteady  {result.opened.case.label}: warm-up ended by its limit, not by its rule")
     return lines + [f"left out  {line}" for line in left_out]
@@ -140,7 +160,8 @@ def latency_of(result: Result) -> Mapping[str, Any]:
         "iqr_ms": round(summary.iqr, 4),
         "p90_ms": round(summary.p90, 4),
         "p99_ms": round(summary.p99, 4),
-        "outliers": summary.outliers,
+        "outliers": len(summary.outliers),
+        "outliers_ms": [round(ms, 4) for ms in summary.outliers],
         "n": summary.n,
         "engine": one.case.engine_text,
         "device": cpu_name(),
@@ -152,6 +173,7 @@ def latency_of(result: Result) -> Mapping[str, Any]:
         "load_average": result.load.average,
         "others_cores": result.load.others_cores,
         "file_mb": round(one.file_mb, 3),
-        "peak_memory_mib": round(result.memory.peak, 1) if result.memory else None,
+        "peak_memory_mib": round(result.memory.peak, 1) if isinstance(result.memory, fresh.Memory) else None,
         "stages_ms": {name: round(stage.median, 4) for name, stage in result.stages.items()},
+        **result.more,
     }

@@ -91,6 +91,8 @@ class Comparison(NamedTuple):
     images: int
     worst: np.ndarray
     """[B, 3, H, W] uint8: the batch with the largest difference."""
+    skipped: list[str]
+    """What was wrong with images that were left out."""
 
 
 def compare(
@@ -109,6 +111,7 @@ def compare(
         {task: METRICS[task](names) for task, names in reference.classes.items()} for _ in ("engine", "torch")
     )
     worst, furthest, count = np.zeros(0), -1.0, 0
+    skipped: list[str] = []
     batch: Batch
     for done, batch in enumerate(loader, 1):
         if len(batch.image):
@@ -122,11 +125,12 @@ def compare(
             score(ours, runner, found, batch)
             score(theirs, reference, wanted, batch)
             count += len(pixels)
+        skipped += batch.skipped
         if on_batch:
             on_batch(done, len(loader))
     several = len(ours) > 1
     mains = [f"{task}/{metric.main}" if several else metric.main for task, metric in ours.items()]
-    return Comparison(differences, scores(ours), scores(theirs), mains, count, worst)
+    return Comparison(differences, scores(ours), scores(theirs), mains, count, worst, skipped)
 
 
 def blocks(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -237,7 +241,7 @@ def follow_sizes(runner: Runner, reference: Runner, batch: int) -> None:
         fix = "export each size by itself: size=fixed image_size=[height,width]"
         try:
             found = runner.run(image)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # the latter from the guards of torch.export
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"the graph does not take {where} ({reason}); {fix}") from error
         wanted = reference.run(image)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tasks.benchmark import Options
 from tasks.deploy import available, facts, machine, peer_profile, timing
-from tasks.deploy.cases import cores, engines_of
+from tasks.deploy.cases import check_threads, cores, engines_of
 from tasks.deploy.peer_profile import Profile
 from tasks.deploy.progress import Progress, show
 from tasks.words import suggest
@@ -51,6 +51,8 @@ ROWS = {
                             STEP, "torchvision, contiguous, SGD", 2.2, 10, 1e-5, 2, False),
     "step_ssdlite": Row("training step, SSDLite 320, batch 16, matching and loss", STEP,
                         "torchvision ssdlite320, channels last, SGD", 1.5, 15, 1e-5, 2, False),
+    "step_ssdlite_real": Row("the same on photos and boxes of BCCD (bccd=; else drawn scenes)", STEP,
+                             "torchvision ssdlite320, channels last, SGD", 1.5, 10, 1e-5, 2, False),
     "post_peaked": Row("post-processing, 91 classes x 3,234 boxes, batch 8, peaked scores", IMAGE,
                        "torchvision SSD.postprocess_detections", 10, 30, 0),
     "post_dense": Row("post-processing, the same, dense scores", IMAGE, "torchvision SSD.postprocess_detections", 10,
@@ -66,9 +68,9 @@ ROWS = {
     "coco": Row("COCO scoring, 100 detections an image, loading included", "peer_scoring", "pycocotools", 10, 3, 1e-9,
                 0, False),
     "coco_faster": Row("COCO scoring, the same", "peer_scoring", "faster-coco-eval", 1, 3, 1e-9, 0, False),
-    "input_bccd": Row("training step fed by our loader, BCCD, detection augmentation", STEP,
+    "input_bccd": Row("training step fed by our loader, BCCD (bccd=; else drawn scenes), augmented", STEP,
                       "our step on one batch in memory", 0.9, 8, float("inf"), 1, False),
-    "input_camvid": Row("training step fed by our loader, CamVid, segmentation augmentation", STEP,
+    "input_camvid": Row("training step fed by our loader, CamVid (camvid=; else drawn scenes), augmented", STEP,
                         "our step on one batch in memory", 0.9, 8, float("inf"), 1, False),
 }  # fmt: skip
 USUAL = [name for name in ROWS if name not in ("coco_faster", "predict_files")]
@@ -175,6 +177,7 @@ def work(options: Options) -> int:
         if len(getattr(options, key) or []) > 1:
             raise ValueError(f"peer takes one {key} at a time: every row is measured under one set of conditions")
     engine = (engines_of(options.engine, []) if options.engine else available())[0]
+    check_threads(options.threads or [])
     count = (options.threads or [cores()])[0]
     asked = {
         "engine": engine,

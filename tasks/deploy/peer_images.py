@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -217,7 +218,7 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
 
         return Work(bare, IMAGES, "", detail)
     loop = predictor.Predictor(runner)
-    frame = Frame(kept.name, kept.stem, lambda: decode(str(kept)), kept)
+    frame = Frame(kept.name, kept.stem, partial(decode, str(kept)), kept)
 
     def from_files() -> Any:
         return predictor.ahead(lambda one: predictor.read(one, loop.fit, False), [frame] * IMAGES, 1, 2)

@@ -26,6 +26,7 @@ from tasks.training.weights import load_model
 
 MEAN, STD = (torch.tensor(rgb, device="cpu").view(3, 1, 1) for rgb in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 LIKE_THEIRS = ["optimizer=sgd", "ema.share=0", "trainer.clip_norm=null", "head.dropout=0.2"]
+ZERO = torch.zeros((), device="cpu")
 OBJECTS = 7  # an image, as in COCO
 STEPS = 12  # of a turn of the input rows
 BEFORE = 6  # steps untimed, a loader process: more than the batches that it prepares ahead
@@ -61,10 +62,13 @@ def step_ssdlite(asked: Mapping[str, Any], ours: bool) -> Work:
     corners = torch.rand(size, OBJECTS, 2, 2) * 280
     boxes = torch.cat((corners.amin(2), corners.amax(2) + 16), dim=-1)
     labels = torch.randint(0, 90, (size, OBJECTS))
+    detail = "synthetic"
+    if asked["row"] == "step_ssdlite_real":
+        image, (boxes, labels), detail = real_batch(asked["roots"]["bccd"], size)
     if not ours:
         theirs.to(memory_format=torch.channels_last)
         pixels = list(image / 255)
-        targets = [{"boxes": b, "labels": n + 1} for b, n in zip(boxes, labels, strict=True)]
+        targets = [{"boxes": b[n >= 0], "labels": n[n >= 0] + 1} for b, n in zip(boxes, labels, strict=True)]
 
         def losses() -> dict[str, Tensor]:
             return theirs(pixels, targets)
@@ -73,13 +77,30 @@ def step_ssdlite(asked: Mapping[str, Any], ours: bool) -> Work:
             first = losses()
         optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         check = [first["classification"].item(), first["bbox_regression"].item()]
-        return Work(lambda: their_step(optimizer, lambda: torch.stack(list(losses().values())).sum()), size, check)
+        return Work(lambda: their_step(optimizer, lambda: sum(losses().values(), ZERO)), size, check, detail)
     words = ["backbone=large", "backbone.reduced_tail=detection", "data=coco", "head=ssdlite", "head.num_classes=90"]
     words += ["image_size=[320,320]", *LIKE_THEIRS[:-1]]
     module, clip = our_module("detect", words, theirs.state_dict(), asked["threads"])
     batch = Batch(image, {"detect": {"boxes": boxes, "labels": labels}}, {}, {}, [], [], [])
     found = our_losses(module, batch)["detect"]
-    return Work(our_step(module, batch, clip), size, [found["cls"], found["box"]])
+    return Work(our_step(module, batch, clip), size, [found["cls"], found["box"]], detail)
+
+
+def real_batch(root: str | None, size: int) -> tuple[Tensor, tuple[Tensor, Tensor], str]:
+    """The first training batch of BCCD as our loader gives it, without a folder of drawn scenes.
+
+    Returns:
+        Images [B, 3, 320, 320] uint8, their boxes and labels as a head takes them, and what they are.
+    """
+    drawn = ["data=scenes", "data.train=100", "data.val=1", "data.test=1"]
+    words = ["data=bccd", f"data.root={root}"] if root else drawn
+    config = plain(compose("detect", [*words, f"batch_size={size}", "image_size=[320,320]", "cache_gb=0"]))
+    samples = setup.load_splits(read_data(config), config, Console(file=None, quiet=True))["train"]
+    batch: Batch = next(iter(training_loader(samples, size, 0, 0, 0, 1, Collate(("detect",)))))
+    target = batch.targets["detect"]
+    objects = int((target["labels"] >= 0).sum())
+    what = f"{'photos of BCCD' if root else 'drawn scenes, not photos'}, {objects} objects in {size} images"
+    return batch.image, (target["boxes"], target["labels"]), what
 
 
 def their_step(optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> None:
@@ -203,6 +224,7 @@ WORKS = {
     "step_small": step_classifier,
     "step_large_whole": step_classifier,
     "step_ssdlite": step_ssdlite,
+    "step_ssdlite_real": step_ssdlite,
     "input_bccd": fed,
     "input_camvid": fed,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -25,10 +26,10 @@ from rich.table import Table
 
 from tasks.data.images import MAX_BYTES, decode
 from tasks.deploy import engine
-from tasks.deploy.frames import Frame, Frames, open_frames
-from tasks.deploy.predictor import AUTO, STAGES, Predictor, Seen, ahead, open_predictor, predicted, read
+from tasks.deploy.frames import BEGIN, Frame, Frames, open_frames, video_suffix
+from tasks.deploy.predictor import AUTO, STAGES, Predictor, Room, Seen, ahead, open_predictor, predicted, read
 from tasks.deploy.session import cores
-from tasks.deploy.writers import ENTRIES, SKIPPED, Output
+from tasks.deploy.writers import ENTRIES, SKIPPED, VIDEO, Output
 from tasks.reporting.overlay import draw
 
 SAMPLE = 4
@@ -51,9 +52,26 @@ def predict(composed: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     check(config)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of files that decode all the same
-    if config["images"] == "-":
-        predict_stdin(config)
+    if config["images"] != "-":
+        predict_all(config)
         return
+    with tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_") as folder:
+        file = spool(Path(folder))
+        if not file.suffix:
+            predict_one(config, file)
+            return
+        try:
+            predict_all({**config, "images": str(file)})
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(file), file.name)) from error
+
+
+def predict_all(config: Mapping[str, Any]) -> None:
+    """Everything that ``images`` names, into the folder ``out``.
+
+    Raises:
+        ValueError, OSError: see ``predict``.
+    """
     out = Path(config["out"] or OUT).expanduser()
     frames = open_frames(config["images"], limit_of(config))
     check_out(out, frames, config["images"])
@@ -70,8 +88,8 @@ def predict(composed: DictConfig) -> None:
     )
     console = Console(highlight=False, markup=False)
     introduce(console, predictor, frames, config)
-    tally = Tally(console, frames.total)
     with Output(out, predictor.classes, config["annotations"], frames.rate) as output:
+        tally = Tally(console, frames.total)
         try:
             work(predictor, itertools.chain(first, items), output, tally, config)
         except KeyboardInterrupt:
@@ -81,6 +99,8 @@ def predict(composed: DictConfig) -> None:
         finally:
             tally.stop()
     conclude(console, predictor, frames, output, tally)
+    if not output.count and not tally.bad:
+        raise ValueError(f"images={config['images']} has no picture in it; is the video cut off?")
     if not output.count:
         raise ValueError(f"none of the {tally.bad} images could be read; the first: {tally.problems[0]}")
 
@@ -119,6 +139,8 @@ def check_out(out: Path, frames: Frames, images: str) -> None:
     whole = out.resolve()
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; expected a folder, or a name for a new one")
+    if whole / VIDEO == Path(images).expanduser().resolve():
+        raise ValueError(f"images={images} is what would be written; choose another folder: out=")
     if frames.root is not None and whole.is_relative_to(frames.root.resolve()):
         raise ValueError(
             f"out={out} lies in images={images}, where it would be read as input; choose a folder elsewhere: out="
@@ -146,7 +168,7 @@ def work(
 ) -> None:
     """Decode ahead of the network, draw and write behind it, note each image in order."""
     workers = config["workers"] or max(1, min(4, cores() - 1))
-    load = partial(read, fit=predictor.fit, draws=config["draw"], forbidden=output.pictures())
+    load = partial(read, fit=predictor.fit, draws=config["draw"], forbidden=output.pictures(), room=Room())
     keep = partial(save, output=output, threshold=float(config["score"]), limit=config["limit"])
     waiting = workers + config["batch_size"]
     with (
@@ -188,23 +210,37 @@ def shortened(prediction: Any, limit: int) -> Any:
     return {key: value[:limit] for key, value in prediction.items()} if isinstance(prediction, dict) else prediction
 
 
-def predict_stdin(config: Mapping[str, Any]) -> None:
-    """One image from stdin; its predictions as JSON on stdout. Files are written only where ``out`` is set.
+def spool(folder: Path) -> Path:
+    """What comes on stdin, in a file: ``stdin``, or ``stdin.mp4`` and the like where it begins as a video does.
 
     Raises:
-        ValueError: no image comes.
+        ValueError: an image of more than ``MAX_BYTES``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "stdin"
-        content = sys.stdin.buffer.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"stdin gives over {MAX_BYTES >> 20} MiB; is it an image?")
-        file.write_bytes(content)
-        frame = Frame("stdin", "stdin", partial(decode, str(file), limit_of(config)))
-        predictor = open_predictor(
-            config["run"], config["engine"], config["threads"], config["precision"], None, 1, config["trust"]
-        )
-        seen = read(frame, predictor.fit, config["out"] is not None and config["draw"])
+    begin = sys.stdin.buffer.read(BEGIN)
+    suffix = video_suffix(begin)
+    file = folder / f"stdin{suffix or ''}"
+    with file.open("wb") as target:
+        target.write(begin)
+        if suffix:
+            shutil.copyfileobj(sys.stdin.buffer, target)
+        else:
+            target.write(sys.stdin.buffer.read(MAX_BYTES + 1 - len(begin)))
+    if suffix is None and file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"stdin gives over {MAX_BYTES >> 20} MiB; is it an image?")
+    return file
+
+
+def predict_one(config: Mapping[str, Any], file: Path) -> None:
+    """One image that came on stdin; its predictions as JSON on stdout. Files are written only where ``out`` is set.
+
+    Raises:
+        ValueError: it is no image.
+    """
+    frame = Frame("stdin", "stdin", partial(decode, str(file), limit_of(config)))
+    predictor = open_predictor(
+        config["run"], config["engine"], config["threads"], config["precision"], None, 1, config["trust"]
+    )
+    seen = read(frame, predictor.fit, config["out"] is not None and config["draw"])
     if seen.problem is not None:
         raise ValueError(seen.problem.replace(str(file), "stdin"))
     (seen,) = predicted(predictor, [seen], 1)

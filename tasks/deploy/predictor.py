@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +28,8 @@ from tasks.training.model import as_pixels
 AUTO = "auto"
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
 STAGES = ("decode", "resize", "network", "post-process", "write")
+DECODED_PIXELS = 50_000_000
+"""Of all images that are being decoded: photos of 12 megapixels four at a time, one of 40 alone."""
 BATCH_PIXELS = 30_000_000
 """A batch is closed once its originals have so many pixels together: results are of the originals' size."""
 
@@ -167,7 +171,40 @@ def ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read(frame: Frame, fit: Callable[[np.ndarray], np.ndarray], draws: bool, forbidden: Collection[Path] = ()) -> Seen:
+class Room:
+    """How many pixels may be decoded at once, by all threads together; one image alone may have more."""
+
+    def __init__(self, pixels: int = DECODED_PIXELS) -> None:
+        self.pixels, self.taken = pixels, 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[int], None]]:
+        """For one image: what is yielded waits for its pixels' room, which is given back in the end."""
+        own = 0
+
+        def admit(pixels: int) -> None:
+            nonlocal own
+            with self.changed:
+                self.changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.pixels)
+                own = pixels
+                self.taken += pixels
+
+        try:
+            yield admit
+        finally:
+            with self.changed:
+                self.taken -= own
+                self.changed.notify_all()
+
+
+def read(
+    frame: Frame,
+    fit: Callable[[np.ndarray], np.ndarray],
+    draws: bool,
+    forbidden: Collection[Path] = (),
+    room: Room | None = None,
+) -> Seen:
     """Decode and fit one image; a bad one comes back with its problem. The full image is not kept.
 
     Args:
@@ -175,19 +212,21 @@ def read(frame: Frame, fit: Callable[[np.ndarray], np.ndarray], draws: bool, for
         fit: see ``Predictor.fit``.
         draws: keep a picture to draw on.
         forbidden: folders that results go to: nothing in them is input.
+        room: shared with the other threads that read; None: there are none.
     """
     began = time.perf_counter()
-    try:
-        if frame.source is not None and not {*frame.source.absolute().parents}.isdisjoint(forbidden):
-            raise ValueError(f"{frame.source} lies in out=, it is a result; remove it from the list")
-        pixels = frame.load()
-    except (ValueError, OSError, MemoryError) as error:
-        return Seen(frame, problem=str(error) or type(error).__name__)
-    decoded = time.perf_counter()
-    image = fit(pixels)
-    fitted = time.perf_counter()
-    shown = picture(pixels) if draws else None
-    drawn = time.perf_counter() - fitted
+    with (room or Room()).one() as admit:
+        try:
+            if frame.source is not None and not {*frame.source.absolute().parents}.isdisjoint(forbidden):
+                raise ValueError(f"{frame.source} lies in out=, it is a result; remove it from the list")
+            pixels = frame.load(admit=admit)
+        except (ValueError, OSError, MemoryError) as error:
+            return Seen(frame, problem=str(error) or type(error).__name__)
+        decoded = time.perf_counter()
+        image = fit(pixels)
+        fitted = time.perf_counter()
+        shown = picture(pixels) if draws else None
+        drawn = time.perf_counter() - fitted
     seconds = {"decode": decoded - began, "resize": fitted - decoded, "write": drawn}
     return Seen(frame, (pixels.shape[0], pixels.shape[1]), image, shown, seconds=seconds)
 

@@ -6,6 +6,7 @@ another is. The figures are the ledger's (``conf/ledger``).
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
@@ -18,6 +19,7 @@ from tasks.deploy import facts, machine
 from tasks.deploy.cases import Case, Network, check_threads, cores, engines_of, network_of
 from tasks.deploy.progress import Progress, show
 from tasks.reporting.ledger import LedgerTable, Row, choose, read_ledger
+from tasks.reporting.results import write_record
 
 if TYPE_CHECKING:
     from tasks.deploy.latency import Store
@@ -86,6 +88,9 @@ def work(options: Options) -> int:
     found = measure(tables, options)
     parts = [line for name in found.tables for line in (f"### {tables[name].title}", "", *found.lines(tables[name]))]
     show(parts + found.notes, options.out)
+    if options.results:
+        count = sum(len(one.rows) for measured in found.tables.values() for one in measured)
+        print(f"{count} records in {Path(options.results).resolve()}", file=sys.stderr)
     return 130 if found.interrupted else 0
 
 
@@ -94,7 +99,7 @@ def measure(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:
 
     Args:
         tables: by name, with their rows.
-        options: engines, threads, rounds and seconds.
+        options: engines, threads, rounds, seconds, and where the records go (``results`` None: nowhere).
     Raises:
         ValueError: a table that prints no latencies; an engine that is unknown or not installed.
     """
@@ -155,8 +160,9 @@ def measure_table(
     progress: Progress,
     left_out: list[str],
 ) -> Measured | None:
-    """All rows of a table side by side; None where the engine cannot run two of them."""
+    """All rows of a table side by side, each with its record; None where the engine cannot run two of them."""
     from tasks.deploy import latency, timing
+    from tasks.deploy.latency_text import Result, record
 
     rows, opened = [], []
     for row in rows_of(table):
@@ -174,7 +180,12 @@ def measure_table(
     times = timing.measure(turns, options.rounds or ROUNDS, options.seconds, on_round=on_round)
     if times.interrupted:
         raise KeyboardInterrupt
-    noise = machine.noise(watch.load())
+    load = watch.load()
+    noise = machine.noise(load)
+    summaries = [timing.summarise(times.ms[:, i]) for i in range(len(rows))]
+    if options.results:
+        for each, summary in zip(opened, summaries, strict=True):
+            write_record(options.results, record(Result(each, summary, None, load, noise, times.steady)))
     ratios = [timing.compare(times.ms[:, i], times.ms[:, 0]) for i in range(len(rows))]
     pairs = []
     for (i, row), (j, other) in combinations(enumerate(rows), 2):
@@ -189,7 +200,7 @@ def measure_table(
         threads,
         rows,
         [(ratio.median, ratio.low, ratio.high) for ratio in ratios],
-        [timing.summarise(times.ms[:, i]).median for i in range(len(rows))],
+        [summary.median for summary in summaries],
         pairs,
         noise,
     )

@@ -6,8 +6,10 @@ its multiply-adds at the one, nor than its bytes at the other; its share is the 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +21,12 @@ from tasks import build
 from tasks.benchmark import Options
 from tasks.deploy import machine, timing
 from tasks.deploy.cases import Case, Plan
+from tasks.deploy.latency import call_of
+from tasks.deploy.latency_text import Opened, Result, record, weights_mb
 from tasks.deploy.progress import Progress, show
-from tasks.reporting.latency import forward_of
+from tasks.deploy.session import open_model
+from tasks.reporting.costs import count
+from tasks.reporting.results import write_record
 from tasks.training.model import Model
 
 ROUNDS = 30
@@ -89,9 +95,11 @@ def work(options: Options, planned: Plan) -> int:
             torch.set_num_threads(case.threads)
             if case.threads not in peaks:
                 peaks[case.threads] = measure_peak(rounds)
-            row, detail = measure_case(case, peaks[case.threads], rounds)
+            row, detail, result = measure_case(case, peaks[case.threads], rounds)
             rows.append(row)
             details += detail
+            if options.results:
+                write_record(options.results, record(result))
             progress.step()
     except KeyboardInterrupt:
         interrupted = True
@@ -119,31 +127,38 @@ def work(options: Options, planned: Plan) -> int:
     if interrupted:
         lines.append("stopped   by Ctrl-C: what had been measured")
     show(lines, options.out)
+    if options.results:
+        print(f"{len(rows)} records in {Path(options.results).resolve()}", file=sys.stderr)
     return 130 if interrupted else 0
 
 
-def measure_case(case: Case, peak: Peak, rounds: int) -> tuple[str, list[str]]:
-    """The network's row, and the table of its slowest layers and kinds."""
+def measure_case(case: Case, peak: Peak, rounds: int) -> tuple[str, list[str], Result]:
+    """The network's row, the tables of its slowest layers and of their kinds, and what is recorded of it."""
     network = case.network
     model = build(network.task, network.overrides).to(memory_format=torch.channels_last)
     image = torch.rand(case.batch, 3, *network.size).contiguous(memory_format=torch.channels_last)
     layers = measure_layers(model, image, rounds)
+    runner = open_model(model, "torch", case.threads, batch=case.batch)
+    opened = Opened(case, runner, count(model, network.size), weights_mb(model), None)
     watch = machine.Watch()
-    whole = forward_of(model, network.size) if case.batch == 1 else (lambda: infer(model, image))
-    ms = timing.measure_whole({"whole": timing.timed(whole)}, rounds, window=5, warmup=30).ms[:, 0]
+    times = timing.measure_whole({"whole": timing.timed(call_of(opened))}, rounds, window=5, warmup=30)
+    ms = times.ms[:, 0]
     summary = timing.summarise(ms)
     flops = sum(layer.flops for layer in layers)
     least = sum(layer.share(peak) * layer.ms for layer in layers)
     size = f"{network.size[0]}x{network.size[1]}"
-    noisy = "noisy" if machine.noise(watch.load(), ms) else ""
+    load = watch.load()
+    noise = machine.noise(load, ms)
     row = (
         f"| {network.backbone} | {network.head} | {size} | {case.threads} | {case.batch} | {summary.median:.2f} "
         f"[{summary.low:.2f}, {summary.high:.2f}] | {flops / summary.median / 1e6:.1f} | "
-        f"{100 * least / summary.median:.0f} % | {least:.2f} | {noisy} |"
+        f"{100 * least / summary.median:.0f} % | {least:.2f} | {'noisy' if noise else ''} |"
     )
     title = f"{network.backbone} + {network.head} {size}, {case.threads} thread(s), batch {case.batch}"
-    return row, [*layer_table(f"slowest layers of {title}", slowest(layers), layers, peak),
-                 *layer_table(f"kinds of layers of {title}", by_kind(layers), layers, peak)]  # fmt: skip
+    details = layer_table(f"slowest layers of {title}", slowest(layers), layers, peak)
+    details += layer_table(f"kinds of layers of {title}", by_kind(layers), layers, peak)
+    more = {"share_of_peak": round(least / summary.median, 4)}
+    return row, details, Result(opened, summary, None, load, noise, times.steady, more=more)
 
 
 def slowest(layers: Sequence[Layer]) -> list[Layer]:
@@ -174,12 +189,6 @@ def layer_table(title: str, shown: Sequence[Layer], layers: Sequence[Layer], pea
         for one in shown
     ]
     return lines
-
-
-def infer(model: nn.Module, image: Tensor) -> Any:
-    """A forward without gradients."""
-    with torch.inference_mode():
-        return model(image)
 
 
 def measure_layers(model: Model, image: Tensor, rounds: int) -> list[Layer]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,24 @@ def open_graph(
         return Runner(engine(name).wrap(graph, metadata, threads, precision), name, threads, precision, heads, view)
     folder = tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_", ignore_cleanup_errors=True)
     file = Path(folder.name) / f"model{suffix}"
-    contract(name).export(graph, file, metadata)
-    return Runner(contract(name).load(file, threads, precision), name, threads, precision, heads, view, folder)
+    with in_our_words(name):
+        contract(name).export(graph, file, metadata)
+        session = contract(name).load(file, threads, precision)
+    return Runner(session, name, threads, precision, heads, view, folder)
+
+
+@contextmanager
+def in_our_words(name: str) -> Iterator[None]:
+    """Turn what an engine and its exporter raise about a model into a line.
+
+    Raises:
+        ValueError: instead of RuntimeError, and of AssertionError, as which the guards of torch.export come.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:300]
+        raise ValueError(f"engine {name} cannot take this model ({reason}); choose another engine=") from error
 
 
 def open_file(path: Path, threads: int | None = None, precision: str = "f32", trust: bool = False) -> Runner:

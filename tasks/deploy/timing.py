@@ -54,8 +54,8 @@ class Summary(NamedTuple):
     iqr: float
     p90: float
     p99: float
-    outliers: int
-    """Beyond 3 interquartile ranges from the quartiles; counted, and part of all the other numbers."""
+    outliers: tuple[float, ...]
+    """Beyond 3 interquartile ranges from the quartiles, in the order measured; part of all the other numbers."""
 
 
 class Ratio(NamedTuple):
@@ -179,7 +179,7 @@ def summarise(ms: np.ndarray) -> Summary:
     """One contender's numbers; [n] milliseconds, in the order measured."""
     q1, median, q3, p90, p99 = (float(value) for value in np.quantile(ms, [0.25, 0.5, 0.75, 0.9, 0.99]))
     reach = 3 * (q3 - q1)
-    outliers = int(((ms < q1 - reach) | (ms > q3 + reach)).sum())
+    outliers = tuple(float(value) for value in ms[(ms < q1 - reach) | (ms > q3 + reach)])
     low, high = (math.exp(end) for end in median_interval(np.log(ms), CONFIDENCE))  # never below 0
     return Summary(len(ms), median, low, high, q3 - q1, p90, p99, outliers)
 

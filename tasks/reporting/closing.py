@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from tasks.data import DataSet
 from tasks.reporting.confusion import confusion_picture
@@ -34,6 +35,13 @@ def name_skipped(console: Console, messages: list[str]) -> None:
     if messages:
         shown = "; ".join(messages[:3]) + (f"; and {len(messages) - 3} more" if len(messages) > 3 else "")
         console.print(f"skipped {len(messages)}: {shown}", soft_wrap=True)
+
+
+def introduce_backbone(console: Console, source: str, backbone: nn.Module) -> None:
+    """Say what the backbone starts from, and how it pads where the weights decide that."""
+    same = getattr(backbone, "same_padding", None)
+    padding = "" if same is None else f", padding={'same' if same else 'symmetric'}"
+    console.print(f"backbone    {source}{padding}", soft_wrap=True)
 
 
 def introduce_weights(console: Console, source: str, filled: Mapping[str, list[str]], left_out: Sequence[str]) -> None:

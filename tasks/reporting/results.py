@@ -51,6 +51,7 @@ class Latency(_LatencyConditions, total=False):
     interval_ms: list[float]
     """The median's 95 % interval. This and what follows is ``tasks.benchmark``'s."""
     outliers: int
+    outliers_ms: list[float]
     noise: list[str]
     """Why it is noisy."""
     file_mb: float
@@ -59,6 +60,8 @@ class Latency(_LatencyConditions, total=False):
     """Of a fresh process."""
     stages_ms: dict[str, float]
     """``decode``, ``resize``, ``network``, ``post-process`` and ``whole``, from a JPEG to predictions, a batch."""
+    share_of_peak: float
+    """Share of the time that the machine's peaks make unavoidable; of ``tasks.benchmark roofline``."""
 
 
 class _Required(TypedDict):

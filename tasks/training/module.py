@@ -18,6 +18,8 @@ from tasks.training.model import Model
 from tasks.training.schedule import Budget, Growth, Schedule, batch_norm_momentum, ema_decay
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+ONE_VALUE = "more than 1 value per channel"
+"""Of torch's message on a batch norm that has nothing to average over."""
 
 
 class TaskModule(L.LightningModule):
@@ -130,8 +132,16 @@ class TaskModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         batch = prepared(batch)
         batch = resized(batch, self.growth.size((batch.image.shape[-2], batch.image.shape[-1]), self.progress))
-        features = self.model.backbone(batch.image)
-        outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
+        try:
+            features = self.model.backbone(batch.image)
+            outputs = self.model.read(features, (batch.image.shape[-2], batch.image.shape[-1]), batch.rows)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise ValueError(
+                f"batch_size is {len(batch.image)}, but a batch norm behind a pooled or 1 x 1 map needs two images to "
+                "train on; set batch_size=2 or more (trainer.accumulate averages over batches, it does not help here)"
+            ) from error
         losses = self.model.losses(outputs, batch.targets)
         if not losses:  # no sample of the batch has a target
             return None

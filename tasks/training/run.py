@@ -74,6 +74,8 @@ def _run(
     config, classes = complete(config, data)
     closing.introduce(console, data, config)
     model = make_model(without_weights(config) if saved else config, classes)
+    if config["backbone"].get("weights") and not saved:
+        closing.introduce_backbone(console, config["backbone"]["weights"], model.backbone)
     if config["weights"] and not saved:
         closing.introduce_weights(console, config["weights"], *load_model(model, config["weights"]))
     module = make_module(model, config, len(data.splits["train"]))

@@ -53,6 +53,10 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ValueError: names the key, its value and what was expected.
     """
+    for task, head in config["heads"].items():
+        if not isinstance(head, dict):
+            left = ",".join(other for other in config["heads"] if other != task)
+            raise ValueError(f"heads.{task} is {head}; to leave a task out: ~heads.{task} 'tasks=[{left}]'")
     sizes = {key: config[key] for key in ("image_size", "train_size") if config.get(key) is not None}
     sizes = {key: [size, size] if isinstance(size, int) else size for key, size in sizes.items()}
     config |= sizes
