@@ -63,3 +63,14 @@ def select(specs: dict[str, FeatureSpec], names: tuple[str, ...], head: str) -> 
             "choose another backbone, or name other features in the head's yaml"
         )
     return [specs[name] for name in names]
+
+
+def check_share(name: str, value: float) -> float:
+    """The value itself.
+
+    Raises:
+        ValueError: it is no number in [0, 1).
+    """
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; expected a share from 0 to below 1")
+    return float(value)

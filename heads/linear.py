@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import FeatureSpec
-from heads import Size, select
+from heads import Size, check_share, select
 
 
 class Linear(nn.Module):
@@ -37,7 +37,7 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         (spec,) = select(specs, (feature,), "linear")
-        self.feature, self.label_smoothing = feature, label_smoothing
+        self.feature, self.label_smoothing = feature, check_share("label_smoothing", label_smoothing)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(spec.channels, num_classes)
         nn.init.normal_(self.classifier.weight, 0.0, 0.01)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ACTIVATIONS, check_choice
-from heads import Size, select
+from heads import Size, check_share, select
 
 
 class Pooled(nn.Module):
@@ -47,7 +47,7 @@ class Pooled(nn.Module):
         super().__init__()
         check_choice("activation", activation, list(ACTIVATIONS))
         (spec,) = select(specs, (feature,), "pooled")
-        self.feature, self.label_smoothing = feature, label_smoothing
+        self.feature, self.label_smoothing = feature, check_share("label_smoothing", label_smoothing)
         self.hidden = nn.Linear(spec.channels, hidden)
         self.act: nn.Module = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)

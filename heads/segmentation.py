@@ -101,7 +101,8 @@ class _PixelLoss(torch.autograd.Function):
                     p.scatter_add_(0, label, p.new_full((), -1.0).expand_as(label))
                     grads.append(torch.stack([rows.T @ p.mul_(weight) @ columns, *pair]))
         if grads:
-            ctx.save_for_backward(torch.stack(grads, dim=1).to(logits.dtype))
+            ctx.save_for_backward(torch.stack(grads, dim=1))  # float32: a pixel's share is too small for float16
+            ctx.dtype = logits.dtype
         return loss, overlap
 
     @staticmethod
@@ -110,7 +111,7 @@ class _PixelLoss(torch.autograd.Function):
         (saved,) = ctx.saved_tensors
         total = sum(part * grad.to(part.dtype) for part, grad in zip(saved, grads, strict=False))
         assert isinstance(total, Tensor)
-        return total, None, None, None
+        return total.to(ctx.dtype), None, None, None
 
 
 def _pixel_weights(mask: Tensor, class_weights: Tensor) -> Tensor:

@@ -77,3 +77,9 @@ def test_unknown_names_are_refused() -> None:
         Balance(("a",), "uncertain", {})
     with pytest.raises(ValueError, match="names b; trained are a"):
         Balance(("a",), "fixed", {"b": 1.0})
+
+
+@pytest.mark.parametrize("weight", [-1, float("inf"), float("nan"), "much"])
+def test_a_weight_that_would_raise_a_loss_is_refused(weight: object) -> None:
+    with pytest.raises(ValueError, match=r"balance\.weights\.a is .*; expected a finite factor"):
+        Balance(("a", "b"), "fixed", {"a": weight})  # type: ignore[dict-item]

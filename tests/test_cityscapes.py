@@ -73,6 +73,11 @@ def test_whole_cities_are_held_out(root: Path) -> None:
     assert [s.image for s in load(root).splits["val"]] == [s.image for s in load(root).splits["val"]]
 
 
+def test_a_share_of_frames_for_the_test_would_leak_and_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.test is 0\.2; expected a split"):
+        load(root, test=0.2)
+
+
 def test_splits_by_name(root: Path) -> None:
     data = load(root, val="val", test=None)
     assert {split: len(each) for split, each in data.splits.items()} == {"train": 20, "val": 5, "test": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,62 @@ def test_a_head_and_a_data_set_are_added_by_one_file_and_one_yaml_each(command: 
         "image_size=[32,32]", "batch_size=4", "trainer.max_steps=2", "workers=0",
     )  # fmt: skip
     assert "small + cautious on shapes" in done.stdout
+
+
+SETTINGS = [
+    f"{path.stem.partition('_')[0]} data={path.stem.partition('_')[2]}" for path in (CONF / "recipe").glob("*.yaml")
+]
+SETTINGS += [
+    f"{command} experiment={path.relative_to(CONF / 'experiment').with_suffix('')}"
+    for path in (CONF / "experiment").rglob("*.yaml")
+    for command in COMMANDS
+    if f"tasks.{command} experiment=" in path.read_text()
+]
+
+
+def tried(command: str, words: list[str]) -> Model | str:
+    """The network, or why there is none."""
+    try:
+        with torch.device("meta"):
+            return build(command, words)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("setting", sorted(setting for setting in SETTINGS if not setting.startswith("multitask")))
+def test_any_head_under_any_recipe_is_built_or_refused_with_the_fix(setting: str) -> None:
+    """Recipes and experiments write settings into whatever head was chosen."""
+    command, choice = setting.split()
+    for head in GROUPS["head"]:
+        words = [choice, f"head={head}", f"head.num_classes={11 if 'camvid' in choice else 3}"]
+        if compose(command, [choice]).backbone.get("weights"):
+            words.append("backbone.weights=null")
+        net = tried(command, words)
+        if head_of(head) != command:
+            assert isinstance(net, str)
+            assert f"is a head for {head_of(head)}, not for {command}" in net
+        elif isinstance(net, str):
+            leave_out = re.findall(r"~head\.\w+", net)
+            assert leave_out, net
+            assert isinstance(tried(command, [*words, *leave_out]), Model)
+
+
+def test_another_augmentation_under_an_experiment_is_refused_with_the_fix(command: Command, voc: Path) -> None:
+    words = ["data=voc", f"data.root={voc}", "augment=none", "+augment.scale=[0.5,1]"]
+    done = command("detect", *words, check=False)
+    assert done.returncode == 1
+    assert "has no scale" in done.stderr
+    assert done.stderr.strip().endswith("~augment.scale")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["segment", "head.class_weights=2"], "correct head.<key>"),
+        (["classify", "head.label_smoothing=2"], "label_smoothing is 2; expected a share"),
+        (["classify", "backbone.width=wide"], "backbones"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(words[0], [*words[1:], "head.num_classes=3"])

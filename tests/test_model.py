@@ -221,7 +221,8 @@ def test_a_single_task_starts_from_a_joint_models_checkpoint_and_says_what_it_le
     assert (filled, left_out) == ({"detect": []}, ["heads.classify", "heads.segment"])
     assert all(torch.equal(value, state[key]) for key, value in single.state_dict().items())
     said = io.StringIO()
-    introduce_weights(Console(file=said, width=200), "joint.pt", filled, left_out)
+    introduce_weights(Console(file=said, width=200), "joint.pt", single.backbone, filled, left_out)
+    assert "joint.pt for the backbone (padding=symmetric, mean 0.485, 0.456, 0.406) and detect" in said.getvalue()
     assert "this model has no heads.classify, heads.segment: left out" in said.getvalue()
     checkpoint.save(path, {"model": state | {"heads.depth.weight": torch.zeros(1), "heads.x": torch.zeros(1)}})
     with pytest.raises(ValueError, match=r"has heads\.depth\.weight, heads\.x; expected .* classify, detect, segment"):

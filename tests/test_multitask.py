@@ -19,11 +19,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from backbones.mobilenetv3 import MobileNetV3
 from tasks import build, load
 from tasks.cli import compose
 from tasks.data import Boxes, Sample
 from tasks.data.loader import Samples, evaluation_loader
 from tasks.reporting import latency
+from tasks.training import run as training
 from tasks.training.balance import METHODS
 from tasks.training.build import read_data
 from tasks.training.callbacks import Keep
@@ -129,6 +131,43 @@ def test_uncertainty_s_log_variances_are_trained_and_not_decayed(balanced: dict[
     assert (len(group["params"]), group["weight_decay"]) == (3, 0)
     assert all(content["optimizer"]["state"][place]["exp_avg"] < 0 for place in group["params"])
     assert not saved(balanced["fixed"])["balance"]
+
+
+class Scored(Exception):
+    """The run has come to its record."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_backbone_pass_a_batch_in_training_and_in_scoring(
+    method: str, scenes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, int] = {True: 0, False: 0}
+    forward = MobileNetV3.forward
+
+    def counted(self: MobileNetV3, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen[self.training] += len(image)
+        return forward(self, image)
+
+    def stop(*_: object) -> None:
+        raise Scored
+
+    monkeypatch.setattr(MobileNetV3, "forward", counted)
+    monkeypatch.setattr(training, "make_record", stop)  # it times further passes
+    words = [*scenes, "trainer.max_steps=3", "trainer.validations=1", f"balance.method={method}"]
+    with pytest.raises(Scored):
+        go("multitask", tmp_path, *words)
+    assert seen == {True: 3 * 4, False: 4 + 4}  # steps x batch; validation and test images
+
+
+def test_a_frozen_head_of_a_joint_run_stays_and_the_others_move(scenes: list[str], tmp_path: Path) -> None:
+    _, start = go("detect", tmp_path, *scenes, "trainer.max_steps=1", "head=ssdlite")
+    words = [f"weights={start}", "freeze={heads.detect: 1.0}", "trainer.max_steps=2", "ema.share=0"]
+    _, folder = go("multitask", tmp_path, *scenes, *words)
+    before, after = saved(start, "best.pt")["model"], saved(folder)["model"]
+    learned = [key for key in before if key.startswith("heads.detect.") and before[key].is_floating_point()]
+    assert len(learned) > 20
+    assert all(torch.equal(before[key], after[key]) for key in learned)
+    assert not torch.equal(before["backbone.stem.conv.weight"], after["backbone.stem.conv.weight"])
 
 
 def test_a_stopped_joint_run_ends_where_an_uninterrupted_one_does(

@@ -202,6 +202,16 @@ def test_confusion_of_any_size(k: int) -> None:
     assert (pixels == (8, 48, 107)).all(axis=2).any() == (k > 1)  # a full share is the darkest blue
 
 
+def test_confusion_of_a_thousand_classes_stays_small() -> None:
+    matrix = np.eye(1000, dtype=np.int64)
+    matrix[7] = 0
+    picture = confusion_picture(matrix, [f"class {i}" for i in range(1000)])
+    assert 1000 < picture.width < 1200
+    left = picture.width - 20 - 1000
+    assert picture.getpixel((left + 5, 34 + 5)) == (8, 48, 107)
+    assert picture.getpixel((left + 7, 34 + 7)) != (8, 48, 107)
+
+
 def test_confusion_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         confusion_picture(np.zeros((2, 3)), ["a", "b"])

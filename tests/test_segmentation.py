@@ -55,6 +55,17 @@ def test_loss_under_autocast_and_without_gradient() -> None:
         torch.testing.assert_close(pixel_loss(logits, mask, torch.ones(5))["cross_entropy"], loss, rtol=1e-2, atol=1e-2)
 
 
+def test_a_scaled_loss_in_float16_keeps_its_small_gradients() -> None:
+    """As ``trainer.precision=16-mixed`` scales it: a pixel's own share of the mean is below float16's least number."""
+    logits, mask = batch((560, 720))
+    (expected,) = torch.autograd.grad(65536 * pixel_loss(logits, mask, torch.ones(5))["cross_entropy"], logits)
+    half = logits.detach().half().requires_grad_()
+    (found,) = torch.autograd.grad(65536 * pixel_loss(half, mask, torch.ones(5))["cross_entropy"], half)
+    assert found.dtype == torch.float16
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2 * expected.abs().mean().item())
+
+
 def test_loss_of_ignored_pixels_only_is_zero() -> None:
     logits, mask = batch((28, 36))
     loss = sum(pixel_loss(logits, torch.full_like(mask, 255), torch.ones(5), dice=2.0).values())

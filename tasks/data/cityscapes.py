@@ -83,6 +83,10 @@ def read(
             _files(path, annotations, split, f"_{annotations}_labelIds.png"),
         )
 
+    if test is not None and not isinstance(test, str | Sequence):
+        raise ValueError(
+            f"data.test is {test}; expected a split: frames of a drive are too alike to be held out singly"
+        )
     by_city = isinstance(val, float)
     splits = arrange_splits(load, train, None if by_city else val, test, seed)
     if isinstance(val, float):

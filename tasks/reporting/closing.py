@@ -38,22 +38,34 @@ def name_skipped(console: Console, messages: list[str]) -> None:
 
 
 def introduce_backbone(console: Console, source: str, backbone: nn.Module) -> None:
-    """Say what the backbone starts from, and how it pads where the weights decide that."""
-    same = getattr(backbone, "same_padding", None)
-    padding = "" if same is None else f", padding={'same' if same else 'symmetric'}"
-    console.print(f"backbone    {source}{padding}", soft_wrap=True)
+    """Say what the backbone alone starts from."""
+    console.print(f"backbone    {source}{conventions(backbone)}", soft_wrap=True)
 
 
-def introduce_weights(console: Console, source: str, filled: Mapping[str, list[str]], left_out: Sequence[str]) -> None:
+def conventions(backbone: nn.Module) -> str:
+    """What loaded weights brought with them, and what a renamed file would get wrong: padding and the images' mean."""
+    same, mean = getattr(backbone, "same_padding", None), getattr(backbone, "mean", None)
+    if same is None or mean is None:
+        return ""
+    return (
+        f" (padding={'same' if same else 'symmetric'}, mean {', '.join(f'{v:.3g}' for v in mean.flatten().tolist())})"
+    )
+
+
+def introduce_weights(
+    console: Console, source: str, backbone: nn.Module, filled: Mapping[str, list[str]], left_out: Sequence[str]
+) -> None:
     """Say what a run starts from.
 
     Args:
         console: to print on.
         source: of the weights.
+        backbone: filled with them.
         filled: the tasks whose heads have them, each with its parameters that stay fresh.
         left_out: parts of the checkpoint that the model has no use for.
     """
-    console.print(f"weights     {source} for the backbone and {', '.join(filled)}", soft_wrap=True)
+    whole = f"{source} for the backbone{conventions(backbone)} and {', '.join(filled)}"
+    console.print(f"weights     {whole}", soft_wrap=True)
     for task, fresh in filled.items():
         if fresh:
             shown = ", ".join(fresh[:4]) + (f" ... ({len(fresh)} in all)" if len(fresh) > 4 else "")

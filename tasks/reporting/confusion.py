@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture, legible from two classes to a hundred."""
+"""The confusion matrix as a picture: legible from two classes to a hundred, a map of a thousand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from tasks.reporting.drawing import INK, PAGE, as_array, fitting, hatched, ink_on, readable, text_line, text_size
 
+NAMED = 120
+"""Classes at most whose names stand beside the matrix."""
 GRID = (226, 229, 233)
 """The colour of the lines between cells."""
 
@@ -21,7 +23,8 @@ def confusion_picture(matrix: Any, classes: Sequence[str]) -> Image.Image:
         matrix: [K, K] counts; row = true class, column = predicted class.
         classes: K names.
     Returns:
-        The picture; up to 30 classes each cell has its percentage, rows without a sample are hatched.
+        The picture; up to 30 classes each cell has its percentage, up to 120 each row its name, beyond that a cell is a
+        pixel or more; rows without a sample are hatched.
     Raises:
         ValueError: the matrix is not [K, K].
     """
@@ -29,9 +32,10 @@ def confusion_picture(matrix: Any, classes: Sequence[str]) -> Image.Image:
     if counts.shape != (len(classes), len(classes)):
         raise ValueError(f"the confusion matrix is {counts.shape}; expected K x K for {len(classes)} classes")
     k = len(classes)
-    cell = max(14, min(52, 900 // max(k, 1)))
+    named = k <= NAMED
+    cell = max(14 if named else 1, min(52, 900 // max(k, 1)))
     type_size = 12 if k > 30 else 14
-    names = [fitting(str(classes[i]), type_size, 190) for i in range(k)]
+    names = [fitting(str(classes[i]), type_size, 190) for i in range(k if named else 0)]
     margin = 34 + max((text_size(text, font)[0] for text, font in names), default=0)
     total = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(total, 1)
@@ -39,8 +43,8 @@ def confusion_picture(matrix: Any, classes: Sequence[str]) -> Image.Image:
     picture = Image.new("RGB", (max(margin + side + 20, 420), margin + side + 40), PAGE)
     draw = ImageDraw.Draw(picture)
     shaded = _shade(shares).repeat(cell, axis=0).repeat(cell, axis=1)
-    empty = (total[:, 0] == 0).repeat(cell)
-    shaded[empty] = hatched(shaded.shape[:2])[empty]
+    for row in np.flatnonzero(total[:, 0] == 0):
+        shaded[row * cell : (row + 1) * cell] = hatched((cell, side))
     picture.paste(Image.fromarray(shaded), (margin, margin))
     for i, (text, font) in enumerate(names):
         wide, high = text_size(text, font)

@@ -21,10 +21,12 @@ class Balance(nn.Module):
             at the features stands outside of the hull and keeps factor 1).
         weights: task -> factor; a missing task has 1.
     Raises:
-        ValueError: an unknown method, or a weight for a task that is not trained.
+        ValueError: an unknown method, a weight for a task that is not trained, or one that is negative or infinite.
     Source: uncertainty: Kendall et al., arXiv 1705.07115, equation 7 in log-variance form, sum of exp(-s) loss + s / 2.
         mgda: Sener and Koltun, arXiv 1810.04650, MGDA-UB (gradients at the shared representation, section 3.3), with
         each gradient divided by its norm, as in the authors' code (``normalization_type: l2``).
+    Differs: heads read several maps, so the gradients are taken at all of them, the earlier ones' through the later
+        ones' layers too: each task costs a backward pass through the backbone, which MGDA-UB saves.
     """
 
     def __init__(self, tasks: Sequence[str], method: str, weights: Mapping[str, float]) -> None:
@@ -34,6 +36,9 @@ class Balance(nn.Module):
         strangers = set(weights) - set(tasks)
         if strangers:
             raise ValueError(f"balance.weights names {', '.join(sorted(strangers))}; trained are {', '.join(tasks)}")
+        for task, weight in weights.items():
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"balance.weights.{task} is {weight}; expected a finite factor of its loss, 0 or more")
         self.method = method
         self.weights = {task: float(weights.get(task, 1.0)) for task in tasks}
         self.log_variance = nn.ParameterDict(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tasks.data import NOT_ARGUMENTS, DataSet
 from tasks.training import checkpoint
-from tasks.training.model import Model
+from tasks.training.model import Model, check_task
 from tasks.training.weights import load_model
 
 OURS = ("backbones.", "heads.")
@@ -46,7 +47,35 @@ def make(node: Mapping[str, Any]) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | AttributeError):
+            raise ValueError(f"{node['_target_']} cannot be made: {error.__cause__}; correct its settings") from error
         raise
+
+
+def call(section: str, node: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call the function that ``make`` gives for a ``_partial_`` node.
+
+    Args:
+        section: the node's place in the config, for messages.
+        node: may have a ``name``.
+        arguments: what the function waits for.
+    Raises:
+        ValueError: a setting that the part does not have, as a recipe or an experiment may leave when the part is
+            exchanged, or one of the wrong kind; and whatever the part refuses.
+    """
+    function = make(without(node, "name"))
+    known = inspect.signature(function.func).parameters
+    strange = [key for key in function.keywords if key not in known]
+    if strange:
+        raise ValueError(
+            f"{section}={node.get('name', node['_target_'])} has no {', '.join(strange)}, which the recipe of the data "
+            f"set, the experiment or an override sets; leave it out: {' '.join(f'~{section}.{key}' for key in strange)}"
+        )
+    try:
+        return function(*arguments)
+    except (TypeError, AttributeError) as error:
+        settings = ", ".join(f"{key}={value}" for key, value in function.keywords.items())
+        raise ValueError(f"{section} cannot be made of {settings} ({error}); correct {section}.<key>") from error
 
 
 def without(node: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -99,9 +128,13 @@ def complete(
 def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
     """Build backbone and heads of a complete config."""
     backbone = make(without(config["backbone"], "name", "head_width", "head_activation"))
-    heads = {task: make(without(head, "name"))(backbone.specs) for task, head in config["heads"].items()}
+    section = "head" if len(config["heads"]) == 1 else "heads.{}"
+    heads = {}
+    for task, head in config["heads"].items():
+        check_task(get_class(head["_target_"]), task)
+        heads[task] = call(section.format(task), head, backbone.specs)
     size = (config["image_size"][0], config["image_size"][1])
-    return Model(backbone, heads, classes, size, make(config["evaluation"])(size))
+    return Model(backbone, heads, classes, size, call("evaluation", config["evaluation"], size))
 
 
 def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:

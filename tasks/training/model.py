@@ -38,11 +38,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         for task, head in heads.items():
-            if head.task != task:
-                raise ValueError(
-                    f"{type(head).__name__} is a head for {head.task}, not for {task}; "
-                    f"choose another head, or run python -m tasks.{head.task}"
-                )
+            check_task(type(head), task)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.classes = dict(classes)
@@ -107,6 +103,19 @@ class Model(nn.Module):
     def fit(self, pixels: Tensor) -> Tensor:
         """An image [3, H, W] uint8 as the network sees it: [3, *image_size] uint8."""
         return self.view({"image": tv_tensors.Image(pixels)})["image"].as_subclass(Tensor)
+
+
+def check_task(head: type, task: str) -> None:
+    """Refuse a head under another task's name.
+
+    Raises:
+        ValueError: names both tasks.
+    """
+    own = getattr(head, "task", None)
+    if own != task:
+        raise ValueError(
+            f"{head.__name__} is a head for {own}, not for {task}; choose another head, or run python -m tasks.{own}"
+        )
 
 
 def as_pixels(image: str | Path | np.ndarray | Tensor) -> Tensor:

@@ -205,6 +205,8 @@ def frozen_until(model: Model, freeze: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: a prefix that fits no parameter, or a share outside [0, 1].
     """
+    if not isinstance(freeze, Mapping):
+        raise ValueError(f"freeze is {freeze}; expected parameter prefix: share of the run, e.g. '{{backbone: 0.2}}'")
     names = [name for name, _ in model.named_parameters()]
     result: dict[str, float] = {}
     for prefix, share in sorted(flat(freeze).items(), key=lambda item: len(item[0])):

@@ -77,7 +77,8 @@ def _run(
     if config["backbone"].get("weights") and not saved:
         closing.introduce_backbone(console, config["backbone"]["weights"], model.backbone)
     if config["weights"] and not saved:
-        closing.introduce_weights(console, config["weights"], *load_model(model, config["weights"]))
+        loaded = load_model(model, config["weights"])
+        closing.introduce_weights(console, config["weights"], model.backbone, *loaded)
     module = make_module(model, config, len(data.splits["train"]))
     collate = Collate(tuple(config["heads"]), setup.make_mix(config, classes))
     splits = setup.load_splits(data, config, console)
@@ -174,6 +175,8 @@ def make_balance(config: Mapping[str, Any]) -> Balance:
     """
     trained = tuple(config["heads"])
     weights = config["balance"]["weights"] or {}
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"balance.weights is {weights}; expected task: factor, e.g. '{{classify: 0.5}}'")
     kept = {task: weight for task, weight in weights.items() if task in trained or task not in METRICS}
     return Balance(trained, config["balance"]["method"], kept)
 

@@ -25,7 +25,7 @@ from tasks.data import DataSet
 from tasks.data.loader import Samples
 from tasks.data.mix import Mix
 from tasks.training import callbacks
-from tasks.training.build import make, without
+from tasks.training.build import call, make, without
 from tasks.training.metrics import METRICS
 from tasks.training.schedule import Budget, Growth, Schedule, seconds_of
 
@@ -142,7 +142,10 @@ def load_splits(data: DataSet, config: Mapping[str, Any], console: Console) -> d
     """
     tasks = tuple(config["heads"])
     sizes = [(size[0], size[1]) for size in (config.get("train_size") or config["image_size"], config["image_size"])]
-    augment, plain_view = make(config["augment"])(sizes[0]), make(config["evaluation"])(sizes[1])
+    augment, plain_view = (
+        call("augment", config["augment"], sizes[0]),
+        call("evaluation", config["evaluation"], sizes[1]),
+    )
     left = config["cache_gb"] * 2**30
     on_error = config["data"].get("on_error") or "fail"
     splits = {}
