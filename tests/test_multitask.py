@@ -133,8 +133,8 @@ def test_uncertainty_s_log_variances_are_trained_and_not_decayed(balanced: dict[
     assert not saved(balanced["fixed"])["balance"]
 
 
-class Scored(Exception):
-    """The run has come to its record."""
+class ScoredError(Exception):
+    """Stops a run when it has come to its record."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,12 +149,12 @@ def test_one_backbone_pass_a_batch_in_training_and_in_scoring(
         return forward(self, image)
 
     def stop(*_: object) -> None:
-        raise Scored
+        raise ScoredError
 
     monkeypatch.setattr(MobileNetV3, "forward", counted)
     monkeypatch.setattr(training, "make_record", stop)  # it times further passes
     words = [*scenes, "trainer.max_steps=3", "trainer.validations=1", f"balance.method={method}"]
-    with pytest.raises(Scored):
+    with pytest.raises(ScoredError):
         go("multitask", tmp_path, *words)
     assert seen == {True: 3 * 4, False: 4 + 4}  # steps x batch; validation and test images
 

@@ -264,17 +264,23 @@ class Evaluation:
         image = item["image"].as_subclass(Tensor)
         height, width = image.shape[-2:]
         if self.crops:
-            most = (
-                STRIP * max(self.size) / min(self.size)
-            )  # of a strip the far ends would be resized only to be cut off
-            image = F.center_crop(image, [min(height, math.ceil(most * width)), min(width, math.ceil(most * height))])
+            most = STRIP * max(self.size) / min(self.size)  # the far ends of a strip would be resized to be cut off
+            image = centre(image, (min(height, math.ceil(most * width)), min(width, math.ceil(most * height))))
             height, width = image.shape[-2:]
             scale = max(self.size[0] / height, self.size[1] / width) / self.ratio
-            resized = [int(height * scale + 1e-6), int(width * scale + 1e-6)]  # rounded as torchvision's Resize does
-            image = F.center_crop(F.resize(image, resized, antialias=True), list(self.size))
+            resized = (int(height * scale + 1e-6), int(width * scale + 1e-6))  # rounded as torchvision's Resize does
+            if resized != (height, width):
+                image = F.resize(image, list(resized), antialias=True)
+            image = centre(image, self.size)
         else:
             image = view_image(image, fit(whole(item, (height, width)), (height, width), self.size))
         return item | {"image": tv_tensors.Image(image)}
+
+
+def centre(image: Tensor, size: Size) -> Tensor:
+    """The middle [3, *size] of an image that is no smaller; not a copy."""
+    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], size, strict=True))
+    return image[:, top : top + size[0], left : left + size[1]]
 
 
 def as_size(size: Sequence[int], key: str = "image_size") -> Size:
