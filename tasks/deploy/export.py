@@ -69,8 +69,7 @@ def run(composed: DictConfig) -> Path:
         reference = open_graph(graph, "torch", metadata, runner.threads, "f32", source.model.view)
         if form.dynamic_size:
             parity.follow_sizes(runner, reference, batch or 2)
-        with in_our_words(config["engine"]):
-            found = parity.compare(runner, reference, loader, progress_line(console, "comparing, batch"))
+        found = parity.compare(runner, reference, loader, progress_line(console, "comparing, batch"))
         if not found.images:
             raise ValueError(f"not one image of {split} can be read, so nothing is proved; {found.skipped[0]}")
         show(console, found, runner, split)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -65,7 +65,8 @@ def call(section: str, node: Mapping[str, Any], *arguments: Any) -> Any:
     """
     function = make(without(node, "name"))
     known = inspect.signature(function.func).parameters
-    strange = [key for key in function.keywords if key not in known]
+    any_key = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    strange = [key for key in function.keywords if key not in known and not any_key]
     if strange:
         raise ValueError(
             f"{section}={node.get('name', node['_target_'])} has no {', '.join(strange)}, which the recipe of the data "
@@ -128,10 +129,12 @@ def complete(
 def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
     """Build backbone and heads of a complete config."""
     backbone = make(without(config["backbone"], "name", "head_width", "head_activation"))
-    section = "head" if len(config["heads"]) == 1 else "heads.{}"
+    section = "heads.{}" if config.get("task") == "multitask" else "head"
     heads = {}
     for task, head in config["heads"].items():
-        check_task(get_class(head["_target_"]), task)
+        part = make(without(head, "name")).func
+        if isinstance(part, type):
+            check_task(part, task)
         heads[task] = call(section.format(task), head, backbone.specs)
     size = (config["image_size"][0], config["image_size"][1])
     return Model(backbone, heads, classes, size, call("evaluation", config["evaluation"], size))

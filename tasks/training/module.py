@@ -139,8 +139,8 @@ class TaskModule(L.LightningModule):
             if ONE_VALUE not in str(error):
                 raise
             raise ValueError(
-                f"batch_size is {len(batch.image)}, but a batch norm behind a pooled or 1 x 1 map needs two images to "
-                "train on; set batch_size=2 or more (trainer.accumulate averages over batches, it does not help here)"
+                f"batch_size is {len(batch.image)}, but a batch norm behind a pooled or 1 x 1 map needs two images "
+                "with a target to train on; set batch_size=2 or more (trainer.accumulate is no help here)"
             ) from error
         losses = self.model.losses(outputs, batch.targets)
         if not losses:  # no sample of the batch has a target

@@ -80,6 +80,8 @@ def _run(
         loaded = load_model(model, config["weights"])
         closing.introduce_weights(console, config["weights"], model.backbone, *loaded)
     module = make_module(model, config, len(data.splits["train"]))
+    if not (saved or config["weights"] or config["backbone"].get("weights")) and "backbone" in (config["freeze"] or {}):
+        console.print("note        the backbone is frozen at first, though it begins with random weights: freeze=null")
     collate = Collate(tuple(config["heads"]), setup.make_mix(config, classes))
     splits = setup.load_splits(data, config, console)
     if folder is None:  # nothing is left on disk by a run that cannot start
