@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -159,24 +159,19 @@ class _Tree:
             folder = self.root / inside
             if not folder.is_dir():
                 return None
-            return [entry.name for entry in folder.iterdir() if entry.is_dir() and _shown(entry.name)]
+            return [entry.name for entry in folder.iterdir() if entry.is_dir() and shown(entry.name)]
         base = "" if inside == WHOLE else f"{inside}/"
         below = [name[len(base) :] for name in self.members if name.startswith(base)]
-        return list(dict.fromkeys(n.split("/")[0] for n in below if "/" in n and _shown(n))) if below else None
+        return list(dict.fromkeys(n.split("/")[0] for n in below if "/" in n and shown(n))) if below else None
 
     def _files(self, inside: str) -> Iterable[str]:
         """Paths relative to the folder, with forward slashes."""
         if self.members is not None:
             base = "" if inside == WHOLE else f"{inside}/"
             below = (name[len(base) :] for name in self.members if name.startswith(base) and not name.endswith("/"))
-            yield from (name for name in below if all(map(_shown, name.split("/"))))
+            yield from (name for name in below if all(map(shown, name.split("/"))))
             return
-        top = self.root / inside
-        for folder, folders, files in os.walk(top, followlinks=True):
-            folders[:] = [name for name in folders if _shown(name)]
-            relative = Path(folder).relative_to(top).as_posix()
-            prefix = "" if relative == "." else f"{relative}/"
-            yield from (prefix + name for name in files if _shown(name))
+        yield from walk(self.root / inside)
 
 
 def _names(choice: Names | float | None) -> list[str]:
@@ -186,6 +181,20 @@ def _names(choice: Names | float | None) -> list[str]:
     return [] if choice is None or isinstance(choice, float | int) else list(choice)
 
 
-def _shown(name: str) -> bool:
+def walk(root: Path) -> Iterator[str]:
+    """Paths of a folder's files, with forward slashes; links to folders are followed, but never in a circle."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if shown(name)]
+        start = Path(folder).relative_to(root)
+        yield from ((start / name).as_posix() for name in files if shown(name))
+
+
+def shown(name: str) -> bool:
     """Not hidden, nor what macOS adds to archives."""
     return not name.startswith((".", "__MACOSX"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from tasks.data import IGNORE, DataSet, Problems, Sample, check_splits
 from tasks.data.arguments import Names, arrange_splits, check_tasks, did_you_mean, open_root
-from tasks.data.folder import EXTENSIONS
+from tasks.data.folder import EXTENSIONS, walk
 from tasks.data.images import decode_mask
 from tasks.data.images import size as image_size
 
@@ -175,25 +174,13 @@ def _files(root: Path, key: str, pattern: str, split: str, extensions: tuple[str
             f"{did_you_mean(split if '{split}' in pattern else folder.name, known)}"
         )
     found: dict[str, Path] = {}
-    for file in sorted(_below(folder, other)):
+    for file in sorted(folder / name for name in walk(folder)):
         name = file.relative_to(folder).with_suffix("").as_posix()
-        if file.suffix.lower() in extensions:
+        inside_other = folder in other.parents and other in file.parents
+        if file.suffix.lower() in extensions and not inside_other:
             if name in found:
                 raise ValueError(f"{file} and {found[name].name} have one name; remove one of the two")
             found[name] = file
     if not found:
         raise ValueError(f"{folder} has no {'masks' if key == 'masks' else 'images'} ({', '.join(extensions)})")
     return found
-
-
-def _below(folder: Path, other: Path) -> Iterator[Path]:
-    """The files in a folder and below it, but for hidden ones and another folder; links to folders are followed."""
-    seen: set[tuple[int, int]] = set()
-    for above, folders, files in os.walk(folder, followlinks=True):
-        status = Path(above).stat()
-        if (status.st_dev, status.st_ino) in seen:  # links in a circle
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(above) / name != other]
-        yield from (Path(above) / name for name in files if not name.startswith("."))

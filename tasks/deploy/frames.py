@@ -6,7 +6,6 @@ Only names are held, never pixels: a frame is decoded when it is loaded. Free of
 from __future__ import annotations
 
 import glob
-import os
 import re
 import zipfile
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.data.folder import EXTENSIONS
+from tasks.data.folder import EXTENSIONS, shown, walk
 from tasks.data.images import decode, open_zip, split_source
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp")
@@ -104,7 +103,7 @@ def from_file(path: Path, max_pixels: int) -> Frames:
 def from_folder(root: Path, max_pixels: int) -> Frames:
     """All images of a folder and of the folders in it, in natural order (2 before 10)."""
     left_alone: Counter[str] = Counter()
-    found = _frames([(name, str(root / name)) for name in _images(_walk(root), left_alone)], max_pixels)
+    found = _frames([(name, str(root / name)) for name in _images(walk(root), left_alone)], max_pixels)
     found.root, found.left_alone = root, left_alone
     return found
 
@@ -117,8 +116,8 @@ def from_zip(path: Path, max_pixels: int) -> Frames:
         raise ValueError(f"{path} cannot be read as an archive ({error}); pack it again") from error
     left_alone: Counter[str] = Counter()
     files = (name for name in members if not name.endswith("/"))
-    shown = (name for name in files if all(part == ".." or _shown(part) for part in name.split("/")))
-    found = _frames([(name, f"{path}!/{name}") for name in _images(shown, left_alone)], max_pixels)
+    visible = (name for name in files if all(part == ".." or shown(part) for part in name.split("/")))
+    found = _frames([(name, f"{path}!/{name}") for name in _images(visible, left_alone)], max_pixels)
     found.left_alone = left_alone
     return found
 
@@ -190,10 +189,12 @@ def _video(av: Any, path: Path, max_pixels: int) -> Iterator[Frame]:
                 load = partial(_upright, picture)
                 if picture.width * picture.height > max_pixels:  # a stream may change its size on the way
                     size = f"{picture.width} x {picture.height}"
-                    load = partial(_refuse, f"{path}, frame {number}, has {size} pixels, over the limit {max_pixels:,}")
+                    load = partial(
+                        _refuse, f"{path.name}, frame {number}, has {size} pixels, over the limit {max_pixels:,}"
+                    )
                 yield Frame(f"{path.name}#{number}", f"{path.stem}_{number:06}", load)
     except (av.error.FFmpegError, OSError) as error:
-        message = f"{path} is broken after frame {number} ({error}); restore it"
+        message = f"{path.name} is broken after frame {number} ({error}); restore it"
         yield Frame(f"{path.name}#{number + 1}", f"{path.stem}_{number + 1:06}", partial(_refuse, message))
 
 
@@ -243,20 +244,6 @@ class Stems:
         return chosen
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of a folder's files, with forward slashes; links to folders are followed, but never in a circle."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if _shown(name)]
-        start = Path(folder).relative_to(root)
-        yield from ((start / name).as_posix() for name in files if _shown(name))
-
-
 def _images(names: Iterable[str], left_alone: Counter[str]) -> list[str]:
     """Those that are images by their names, in natural order; the others are counted."""
     found = []
@@ -272,8 +259,3 @@ def _natural(name: str) -> tuple[list[Any], str]:
     """A key that sorts ``2.jpg`` before ``10.jpg``, folder by folder."""
     parts = re.split("([0-9]+)", name.replace("/", "\x00").casefold())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def _shown(name: str) -> bool:
-    """Not hidden, nor what macOS adds to archives."""
-    return not name.startswith((".", "__MACOSX"))

@@ -26,7 +26,6 @@ from tasks.training.weights import load_model
 
 MEAN, STD = (torch.tensor(rgb, device="cpu").view(3, 1, 1) for rgb in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 LIKE_THEIRS = ["optimizer=sgd", "ema.share=0", "trainer.clip_norm=null", "head.dropout=0.2"]
-ZERO = torch.zeros((), device="cpu")
 OBJECTS = 7  # an image, as in COCO
 STEPS = 12  # of a turn of the input rows
 BEFORE = 6  # steps untimed, a loader process: more than the batches that it prepares ahead
@@ -77,7 +76,11 @@ def step_ssdlite(asked: Mapping[str, Any], ours: bool) -> Work:
             first = losses()
         optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         check = [first["classification"].item(), first["bbox_regression"].item()]
-        return Work(lambda: their_step(optimizer, lambda: sum(losses().values(), ZERO)), size, check, detail)
+
+        def total() -> Tensor:
+            return torch.stack(list(losses().values())).sum()
+
+        return Work(lambda: their_step(optimizer, total), size, check, detail)
     words = ["backbone=large", "backbone.reduced_tail=detection", "data=coco", "head=ssdlite", "head.num_classes=90"]
     words += ["image_size=[320,320]", *LIKE_THEIRS[:-1]]
     module, clip = our_module("detect", words, theirs.state_dict(), asked["threads"])
