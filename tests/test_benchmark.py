@@ -166,13 +166,21 @@ def test_of_many_cases_all_are_timed_beside_the_first_that_opens(monkeypatch: py
     many = [cases.Case(network, "torch", 1, f"p{i}", 1) for i in range(40)]
     assert latency.grouped([*many, many[0]._replace(batch=4)]) == [many, [many[0]._replace(batch=4)]]
     timed: list[list[cases.Case]] = []
-    opened = lambda group, *_: [SimpleNamespace(case=case) for case in group if case != many[0]]  # noqa: E731
+    sessions: list[SimpleNamespace] = []
+
+    def opened(group: list[cases.Case], *_: object) -> list[SimpleNamespace]:
+        found = [SimpleNamespace(case=case, runner=case) for case in group if case != many[0]]
+        sessions.extend(found)
+        assert sum(one.runner is not None for one in sessions) <= latency.TOGETHER
+        return found
+
     monkeypatch.setattr(latency, "open_group", opened)
     monkeypatch.setattr(latency, "time_group", lambda group, *_: timed.append([one.case for one in group]))
     assert not latency.sweep(benchmark.Options(), many, [], [])
     assert [len(group) for group in timed] == [15, 16, 10]
     assert {group[0] for group in timed} == {many[1]}
-    assert [*timed[0], *timed[1][1:], *timed[2][1:]] == many[1:]
+    assert [*timed[0], *timed[1][1:], *timed[2][1:]] == many[1:] == [one.case for one in sessions]
+    assert all(one.runner is None for one in sessions)
 
 
 @pytest.mark.slow

@@ -465,6 +465,11 @@ def test_video_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install -e "\.\[video\]"'):
         open_frames(str(tmp_path / "x.mp4"), LIMIT)
+    pipe = io.BytesIO(b"\0\0\0\x18ftypisom" + bytes(10_000))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(pipe))
+    with pytest.raises(ValueError, match="stdin is a video"):
+        command.spool(tmp_path)
+    assert not (tmp_path / "stdin.mp4").exists()  # nothing more was taken from the pipe
 
 
 def write_clip(file: Path, sizes: list[tuple[int, int]] = [(64, 48)]) -> None:  # noqa: B006 - only read

@@ -148,10 +148,7 @@ def from_video(path: Path, max_pixels: int) -> Frames:
     Raises:
         ValueError: no library for videos, or a damaged file.
     """
-    try:
-        import av
-    except ImportError:
-        raise ValueError(f'{path} is a video, which PyAV reads; pip install -e ".[video]"') from None
+    av = video_library(str(path))
     try:
         with av.open(str(path)) as video:
             if not video.streams.video:
@@ -165,6 +162,19 @@ def from_video(path: Path, max_pixels: int) -> Frames:
     if width * height > max_pixels:
         raise ValueError(f"{path} has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down")
     return Frames(_video(av, path, max_pixels), total or None, rate=rate or USUAL_RATE)
+
+
+def video_library(name: str) -> Any:
+    """PyAV, for the video called ``name``.
+
+    Raises:
+        ValueError: it is not installed; says what to install.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ValueError(f'{name} is a video, which PyAV reads; pip install -e ".[video]"') from None
+    return av
 
 
 def video_suffix(begin: bytes) -> str | None:

@@ -83,18 +83,20 @@ def sweep(options: Options, cases: Sequence[Case], results: list[Result], left_o
     with tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_") as folder:
         store, photo = Store(Path(folder)), stages.photo(Path(folder), options.photo)
         for group in grouped(cases):
-            first: list[Case] = []
+            first: list[Opened] = []
             while group:
                 part, group = group[: TOGETHER - len(first)], group[TOGETHER - len(first) :]
                 try:
-                    opened = open_group([*first, *part], store, progress, left_out)
+                    opened = [*first, *open_group(part, store, progress, left_out)]
                     stop = time_group(opened, options, photo, progress, results)
                 except KeyboardInterrupt:
                     stop = True
                 progress.clear()
                 if stop:
                     return True
-                first = first or [one.case for one in opened[:1]]
+                first = opened[:1]
+                for one in opened if not group else opened[1:]:
+                    one.runner = None  # results are kept to the end, sessions are not
                 store.models.clear()  # files stay: another number of threads needs them again
                 progress.step(len(part))
     return False
@@ -177,8 +179,6 @@ def time_group(
         results.append(result)
         if options.results:
             write_record(options.results, record(result))
-    for one in opened:
-        one.runner = None  # results are kept to the end, sessions are not
     return stop
 
 

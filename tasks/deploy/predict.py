@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tasks.data.images import MAX_BYTES, decode
 from tasks.deploy import engine
-from tasks.deploy.frames import BEGIN, Frame, Frames, open_frames, video_suffix
+from tasks.deploy.frames import BEGIN, Frame, Frames, open_frames, video_library, video_suffix
 from tasks.deploy.predictor import AUTO, STAGES, Predictor, Room, Seen, ahead, open_predictor, predicted, read
 from tasks.deploy.session import cores
 from tasks.deploy.writers import ENTRIES, SKIPPED, VIDEO, Output
@@ -214,10 +214,12 @@ def spool(folder: Path) -> Path:
     """What comes on stdin, in a file: ``stdin``, or ``stdin.mp4`` and the like where it begins as a video does.
 
     Raises:
-        ValueError: an image of more than ``MAX_BYTES``.
+        ValueError: an image of more than ``MAX_BYTES``, or a video and no library for it.
     """
     begin = sys.stdin.buffer.read(BEGIN)
     suffix = video_suffix(begin)
+    if suffix:
+        video_library("stdin")  # before an hour of it has come
     file = folder / f"stdin{suffix or ''}"
     with file.open("wb") as target:
         target.write(begin)
