@@ -74,3 +74,24 @@ def check_share(name: str, value: float) -> float:
     if not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; expected a share from 0 to below 1")
     return float(value)
+
+
+def check_count(name: str, *values: int) -> None:
+    """Refuse what is no number of things.
+
+    Raises:
+        ValueError: a value is no whole number above 0.
+    """
+    if not all(type(value) is int and value > 0 for value in values):
+        raise ValueError(f"{name} is {', '.join(map(str, values))}; expected a whole number above 0")
+
+
+def check_range(name: str, value: float, least: float, most: float = float("inf")) -> None:
+    """Refuse what lies beyond; ``most`` itself is allowed where it is finite.
+
+    Raises:
+        ValueError: the value is no number from ``least`` to ``most``.
+    """
+    if not isinstance(value, int | float) or not least <= value <= most or value == float("inf"):
+        expected = f"a finite number of at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
+        raise ValueError(f"{name} is {value}; expected {expected}")

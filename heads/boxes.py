@@ -116,8 +116,9 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
     """Cuts boxes [..., 4] xyxy at the border of an image of ``size`` (height, width)."""
-    limits = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    return boxes.clamp(min=0).minimum(limits)
+    # not new_tensor, which would hold an export of any size to the one that it was traced with
+    limits = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
+    return boxes.clamp(min=0).minimum(limits.to(boxes.dtype))
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:

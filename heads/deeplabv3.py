@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
-from heads import Size, select
+from heads import Size, check_count, check_share, select
 from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
@@ -51,6 +51,8 @@ class DeepLabV3(nn.Module):
         bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        check_count("head.channels", channels)
+        check_count("head.dilations", *dilations)
         (spec,) = select(specs, (high,), "deeplabv3")
         self.high = high
         inputs, eps, momentum = spec.channels, bn_eps, bn_momentum
@@ -59,7 +61,7 @@ class DeepLabV3(nn.Module):
             self.branches.append(ConvNormAct(inputs, channels, 3, dilation=dilation, eps=eps, momentum=momentum))
         self.pooled = ConvNormAct(inputs, channels, eps=eps, momentum=momentum)
         self.project = ConvNormAct((len(self.branches) + 1) * channels, channels, eps=eps, momentum=momentum)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(check_share("head.dropout", dropout))
         self.refine = ConvNormAct(channels, channels, 3, eps=eps, momentum=momentum)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heads import check_count, check_range
+
 POOL = 1024
 """Candidates an image that are looked at first; more than the 1,000 boxes of ``_shift``."""
 
@@ -37,6 +39,18 @@ class Limits(NamedTuple):
     """Of two boxes of one class that overlap more, the better one stays."""
     detections: int
     """Most detections an image."""
+
+    def checked(self) -> Limits:
+        """Itself.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        check_range("head.score_threshold", self.score_threshold, 0, 1)
+        check_range("head.nms_iou", self.nms_iou, 0, 1)
+        check_count("head.candidates", self.candidates)
+        check_count("head.detections", self.detections)
+        return self
 
 
 class Found(NamedTuple):

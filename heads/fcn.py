@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
-from heads import Size, select
+from heads import Size, check_share, select
 from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
@@ -48,7 +48,7 @@ class FCN(nn.Module):
         (spec,) = select(specs, (high,), "fcn")
         self.high = high
         self.conv = ConvNormAct(spec.channels, spec.channels // 4, 3, eps=bn_eps, momentum=bn_momentum)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(check_share("head.dropout", dropout))
         self.classifier = nn.Conv2d(spec.channels // 4, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor

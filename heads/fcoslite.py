@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import BN_EPS, ConvNormAct, check_choice
-from heads import Size, select
+from heads import Size, check_count, check_range, select
 from heads.boxes import clip_boxes, grid_cells, match_points, paired_iou
 from heads.detections import Limits, detect, to_images
 from heads.losses import PRIOR, focal_loss, giou_loss
@@ -80,6 +80,12 @@ class FCOSLite(nn.Module):
         check_choice("quality", quality, ("centerness", "iou"))
         if num_classes < 1:
             raise ValueError(f"head.num_classes is {num_classes}; expected at least one class")
+        numbers = {"range_factor": range_factor, "radius": radius, "box_weight": box_weight, "focal_gamma": focal_gamma}
+        for name, value in numbers.items():
+            check_range(f"head.{name}", value, 0)
+        check_range("head.focal_alpha", focal_alpha, 0, 1)
+        check_count("head.channels", channels)
+        check_count("head.depth", depth)
         self.features = tuple(features)
         chosen = select(specs, self.features, "fcoslite")
         last = chosen[-1].stride
@@ -88,7 +94,7 @@ class FCOSLite(nn.Module):
         self.quality_is_iou = quality == "iou"
         self.box_weight = box_weight
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.limits = Limits(score_threshold, candidates, nms_iou, detections)
+        self.limits = Limits(score_threshold, candidates, nms_iou, detections).checked()
 
         self.lateral = nn.ModuleList(
             ConvNormAct(spec.channels, channels, activation="none", momentum=bn_momentum) for spec in chosen

@@ -37,8 +37,8 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         (spec,) = select(specs, (feature,), "linear")
-        self.feature, self.label_smoothing = feature, check_share("label_smoothing", label_smoothing)
-        self.dropout = nn.Dropout(dropout)
+        self.feature, self.label_smoothing = feature, check_share("head.label_smoothing", label_smoothing)
+        self.dropout = nn.Dropout(check_share("head.dropout", dropout))
         self.classifier = nn.Linear(spec.channels, num_classes)
         nn.init.normal_(self.classifier.weight, 0.0, 0.01)
         nn.init.zeros_(self.classifier.bias)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import GATES, ConvNormAct, check_choice
-from heads import Size, select
+from heads import Size, check_count, select
 from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
 
 TORCHVISION_NAMES = {
@@ -77,6 +77,10 @@ class LRASPP(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("gate", gate, list(GATES))
+        check_count("head.channels", channels)
+        for name, lengths in (("pool", pool or (1, 1)), ("pool_stride", pool_stride)):
+            if len(lengths) != 2 or not all(type(length) is int and length > 0 for length in lengths):
+                raise ValueError(f"head.{name} is {list(lengths)}; expected [height, width], whole numbers above 0")
         high_spec, low_spec = select(specs, (high, low), "lraspp")
         self.high, self.low = high, low
         self.pool, self.pool_stride = pool and tuple(pool), tuple(pool_stride)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ACTIVATIONS, check_choice
-from heads import Size, check_share, select
+from heads import Size, check_count, check_share, select
 
 
 class Pooled(nn.Module):
@@ -46,11 +46,12 @@ class Pooled(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("activation", activation, list(ACTIVATIONS))
+        check_count("head.hidden", hidden)
         (spec,) = select(specs, (feature,), "pooled")
-        self.feature, self.label_smoothing = feature, check_share("label_smoothing", label_smoothing)
+        self.feature, self.label_smoothing = feature, check_share("head.label_smoothing", label_smoothing)
         self.hidden = nn.Linear(spec.channels, hidden)
         self.act: nn.Module = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(check_share("head.dropout", dropout))
         self.classifier = nn.Linear(hidden, num_classes)
         for layer in (self.hidden, self.classifier):
             nn.init.normal_(layer.weight, 0.0, 0.01)

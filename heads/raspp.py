@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
-from heads import Size, select
+from heads import Size, check_count, check_share, select
 from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss
 
 
@@ -48,12 +48,13 @@ class RASPP(nn.Module):
         bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        check_count("head.channels", channels)
         (spec,) = select(specs, (high,), "raspp")
         self.high = high
         self.branch = ConvNormAct(spec.channels, channels, eps=bn_eps, momentum=bn_momentum)
         self.pooled = ConvNormAct(spec.channels, channels, eps=bn_eps, momentum=bn_momentum)
         self.project = ConvNormAct(2 * channels, channels, eps=bn_eps, momentum=bn_momentum)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(check_share("head.dropout", dropout))
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor

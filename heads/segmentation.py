@@ -26,14 +26,19 @@ def class_weight_tensor(weights: Sequence[float] | None, num_classes: int) -> Te
     """Weights of the classes in the loss as a tensor [K]; ones for None.
 
     Raises:
-        ValueError: another number of weights than classes, or one that is not a number >= 0.
+        ValueError: more than 255 classes, another number of weights than classes, one that is no number >= 0, or no
+            weight above 0.
     """
+    if num_classes > IGNORE:
+        raise ValueError(
+            f"head.num_classes is {num_classes}; expected {IGNORE} at most: maps hold bytes, {IGNORE} is void"
+        )
     if weights is None:
         return torch.ones(num_classes)
-    if len(weights) != num_classes or not all(0 <= w < float("inf") for w in weights):
+    if len(weights) != num_classes or not all(0 <= w < float("inf") for w in weights) or not any(weights):
         raise ValueError(
-            f"class_weights={list(weights)}; expected {num_classes} finite numbers >= 0, one a class; correct "
-            "the head's class_weights, or leave it null"
+            f"class_weights={list(weights)}; expected {num_classes} finite numbers >= 0, one a class and not all 0; "
+            "correct the head's class_weights, or leave it null"
         )
     return torch.tensor(list(weights), dtype=torch.float32)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct, check_choice
-from heads import Size, select
+from heads import Size, check_count, check_range, select
 from heads.boxes import anchor_shapes, clip_boxes, decode_boxes, default_boxes, encode_boxes, match_anchors
 from heads.detections import Limits, detect, to_images
 from heads.losses import PRIOR, focal_loss, giou_loss, hard_negative_loss
@@ -82,6 +82,12 @@ class SSD(nn.Module):
             raise ValueError(f"head.num_classes is {num_classes}; expected at least one class (without background)")
         if not 0 < match_iou <= 1:
             raise ValueError(f"head.match_iou is {match_iou}; expected an overlap in (0, 1], such as 0.5")
+        for name, value in (("box_weight", box_weight), ("negatives", negatives), ("focal_gamma", focal_gamma)):
+            check_range(f"head.{name}", value, 0)
+        check_range("head.focal_alpha", focal_alpha, 0, 1)
+        check_range("head.max_scale", max_scale, 0)
+        check_range("head.min_scale", min_scale, 0, max_scale)
+        check_count("head.extra_depths", *extra_depths)
         self.features = tuple(features)
         depths = [spec.channels for spec in select(specs, self.features, type(self).__name__)]
         self.focal = loss == "focal"
@@ -90,7 +96,7 @@ class SSD(nn.Module):
         self.match_iou = match_iou
         self.negatives = negatives
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.limits = Limits(score_threshold, candidates, nms_iou, detections)
+        self.limits = Limits(score_threshold, candidates, nms_iou, detections).checked()
 
         self.extra = nn.ModuleList()
         for depth in extra_depths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 from tasks.words import command, pairs, suggest
 
@@ -51,6 +52,7 @@ KEYS = {
     "check": {"check", "engine", "backbone", "image_size", "threads", "trials", "rounds", "out"},
 }
 """What is measured -> the keys that it knows."""
+PLOTS = (".svg", ".png", ".pdf")
 OVERRIDABLE = {"latency", "cost", "roofline"}
 
 
@@ -145,10 +147,11 @@ def read(key: str, text: str) -> object:
             if min(numbers) < 1 or (key not in LISTS and len(numbers) > 1):
                 raise ValueError
             return numbers if key in LISTS else numbers[0]
-        if key == "width":
-            return [float(part) for part in parts]
-        if key == "seconds":
-            return float(text)
+        if key in ("width", "seconds"):
+            reals = [float(part) for part in parts]
+            if not all(0 < real < float("inf") for real in reals) or (key not in LISTS and len(reals) > 1):
+                raise ValueError
+            return reals if key in LISTS else reals[0]
     except ValueError:
         expected = "sides of at least 32 px such as 224 or 512x1024" if key == "image_size" else "numbers above 0"
         raise ValueError(f"{key}={text}; expected {expected}") from None
@@ -156,6 +159,10 @@ def read(key: str, text: str) -> object:
         if text not in ("true", "false"):
             raise ValueError(f"{key}={text}; expected true or false")
         return text == "true"
+    if key == "plot" and not text.endswith(PLOTS):
+        raise ValueError(f"plot={text}; expected a file that ends in {', '.join(PLOTS)}")
+    if key in ("out", "plot", "results") and Path(text).is_dir():
+        raise ValueError(f"{key}={text} is a folder; expected a file's name")
     if key == "results" and text in ("null", "none"):
         return None
     return parts if key in LISTS else text

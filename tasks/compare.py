@@ -109,6 +109,8 @@ def work(options: Options) -> None:
         )
     comparison = compare(records, options.filters, options.by, options.sort, options.against)
     comparison.left_out += unread
+    if not comparison.tables and not comparison.left_out:
+        comparison.left_out.append(f"{len(records)} latencies without scores; a training command adds its own")
     check_columns(comparison.tables, options.columns or [])
     print(WRITERS[options.format](comparison, options.columns))
     if options.report:

@@ -383,6 +383,7 @@ def test_mixup_equals_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: augment.evaluation((32, 32), resize="stretch"), "evaluation.resize is 'stretch'"),
         (lambda: Photometric(hue=0.7), "augment.photometric.hue is 0.7"),
         (lambda: Mix(3), "mix.mixup_alpha is 0"),
+        (lambda: Mix(3, float("nan")), "mix.mixup_alpha is nan"),
         (lambda: mix_labels(torch.tensor([-1, 0]), 3, 0.5), "expected int64"),
         (lambda: augment.none((8, 8))({"image": scene(0)["image"], "masks": 1}), "cannot move masks"),
     ],

@@ -88,6 +88,11 @@ def test_a_file_without_records_says_why(tmp_path: Path, monkeypatch: pytest.Mon
         compare.work(compare.parse([]))
 
 
+def test_latencies_alone_are_said_to_be_that(command: Command, tmp_path: Path) -> None:
+    write(tmp_path / "results.jsonl", [record(metrics={})])
+    assert "1 latencies without scores" in command("compare").stdout
+
+
 def test_help_lists_every_option() -> None:
     for key in compare.Options.__dataclass_fields__:
         assert key == "filters" or f"  {key}=" in compare.HELP

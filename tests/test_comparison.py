@@ -175,6 +175,11 @@ def test_calm_measurements_are_preferred() -> None:
         busy["latency"] = LATENCY | {"median_ms": 60.0, "noisy": True}
     [table] = compare(records).tables
     assert table.rows[0].latency_ms == 6.5
+    assert not any("busy" in line for line in table.mind)
+    records[2]["latency"] = records[0]["latency"]
+    [table] = compare(records).tables
+    assert table.rows[0].latency_ms == 60
+    assert "the latency of 1 row was only ever measured on a busy machine" in table.mind
 
 
 def test_filters_choose_and_say_what_they_left_out() -> None:

@@ -18,7 +18,7 @@ from tasks import build
 from tasks.cli import compose
 from tasks.training.build import plain
 from tasks.training.model import Model
-from tasks.training.run import make_balance
+from tasks.training.setup import make_balance
 
 CONF = ROOT / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
@@ -262,3 +262,36 @@ def test_another_augmentation_under_an_experiment_is_refused_with_the_fix(comman
 def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build(words[0], [*words[1:], "head.num_classes=3"])
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "message"),
+    [
+        ("detect", "head.detections=-3", "head.detections is -3"),
+        ("detect", "head.candidates=0", "head.candidates is 0"),
+        ("detect", "head.nms_iou=7", "head.nms_iou is 7"),
+        ("detect", "head.negatives=-1", "head.negatives is -1"),
+        ("detect", "head.box_weight=.nan", "head.box_weight is nan"),
+        ("segment", "head.pool=[0,0]", "head.pool is [0, 0]"),
+        ("segment", "head.channels=0", "head.channels is 0"),
+        ("segment", "head.class_weights=[0,0,0]", "not all 0"),
+        ("segment", "head.num_classes=256", "head.num_classes is 256"),
+        ("classify", "head.hidden=0", "head.hidden is 0"),
+        ("classify", "head.dropout=1.5", "head.dropout is 1.5"),
+        ("classify", "head.num_classes=-2", "head.num_classes is -2"),
+        ("classify", "head.num_classes=2.5", "head.num_classes is 2.5"),
+        ("classify", "image_size=[0,5]", "image_size is [0, 5]"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(task: str, setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(task, ["head.num_classes=3", setting])
+
+
+def test_dilations_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"head\.dilations is 0, 1, 2"):
+        build("segment", ["head=deeplabv3", "head.num_classes=3", "head.dilations=[0,1,2]"])
+
+
+def test_a_single_number_is_a_square() -> None:
+    assert build("classify", ["head.num_classes=3", "image_size=64"]).image_size == (64, 64)

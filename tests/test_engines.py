@@ -77,7 +77,7 @@ def test_outputs_and_metrics_are_torchs_everywhere(case: tuple[str, str, tuple[i
     assert opened
     for count in (1, 4):
         for runner in opened:
-            found = parity.compare(runner, reference, evaluation_loader(view, count, 0))
+            found = parity.compare(runner, reference, reference, evaluation_loader(view, count, 0))
             assert found.images == len(labelled)
             assert min(found.reference[name] for name in found.mains) > 0.99  # else equal scores would say nothing
             assert parity.verdict(found, "f32", None, 0.001) == [], (runner.name, count)

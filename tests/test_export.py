@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from deploy_models import TINY_SCENES, write_run
 from fixtures import ROOT, Command
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tasks import predictor
 from tasks.cli import compose
-from tasks.deploy import engine, export, parity
+from tasks.deploy import engine, export, inside, parity
 from tasks.deploy.session import open_file
 
 SIZE = ["image_size=[64,64]", "workers=0"]
@@ -55,7 +57,7 @@ def test_answers_without_torch(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_three_lines_that_run(command: Command, voc: Path, tmp_path: Path) -> None:
+def test_the_command_ends_with_lines_that_run(command: Command, voc: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     run = write_run(tmp_path / "run", "detect", ["data=voc", f"data.root={voc}", *SIZE])
     done = command("export", "run=run", "engine=onnxruntime", "threads=1")
@@ -64,7 +66,7 @@ def test_the_command_ends_with_three_lines_that_run(command: Command, voc: Path,
     assert not done.stderr.strip(), "libraries keep quiet"
     assert {path.name for path in (run / "export").iterdir()} == {"onnxruntime.onnx"}
     Image.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(tmp_path / "photo.jpg")
-    lines = [line.strip() for line in done.stdout.split("run it\n")[1].splitlines()[:3]]
+    lines = [line.strip() for line in done.stdout.split("run it\n")[1].splitlines()[:2]]
     code = "\n".join(lines)
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
@@ -123,6 +125,7 @@ def test_the_command_fails_where_the_gate_does(command: Command, tmp_path: Path)
     done = command("export", "run=run", "engine=onnxruntime", "threads=1", "tol.output=0", check=False)
     assert done.returncode == 1
     assert "classify differs" in done.stderr
+    assert "the largest gap" in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in (tmp_path / "run" / "export").iterdir()} == {"onnxruntime.failed.onnx"}
 
@@ -176,10 +179,38 @@ def test_all_tasks_at_once_inside_the_graph(tmp_path: Path, capsys: pytest.Captu
     file = export.run(settings(run, "engine=onnxruntime", "postprocess=inside", "batch=2"))
     assert file.name == "onnxruntime_inside.onnx"
     said = capsys.readouterr().out
+    assert predictor(file).predict(np.zeros((90, 70, 3), np.uint8)).keys() == {"classify", "detect", "segment"}
     for name in ("classify/top1", "detect/map", "segment/miou", "detect/boxes"):
         assert name in said
     runner = open_file(file, 1)
     assert runner.run(np.zeros((2, 3, 64, 64), np.uint8))["segment"].shape == (2, 64, 64)
+    with pytest.raises(ValueError, match=r"got float32 \(2, 3, 64, 64\); expected uint8"):
+        runner.run(np.zeros((2, 3, 64, 64), np.float32))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+@pytest.mark.parametrize("head", ["ssdlite", "fcoslite"])
+def test_detections_inside_a_graph_for_all_sizes(name: str, head: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch" if name == "torch_export" else name)
+    run = write_run(tmp_path / "run", "detect", [*TINY_SCENES, *SIZE, f"head={head}"])
+    file = export.run(settings(run, f"engine={name}", "size=dynamic", "postprocess=inside", "limit=2"))
+    found = open_file(file, 1, trust=True).run(np.zeros((1, 3, 96, 160), np.uint8))
+    assert found["detect/boxes"].shape[1:] == (*found["detect/scores"].shape[1:], 4)
+
+
+def test_the_score_of_the_gate_is_the_models_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    run = write_run(tmp_path / "run", "segment", [*TINY_SCENES, *SIZE])
+
+    def shifted(self: inside.ClassMap, output: Any, size: Any) -> Any:
+        return output.argmax(1).roll(1, 1).to(torch.uint8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+    monkeypatch.setattr(inside.ClassMap, "forward", shifted)  # in engine and reference alike
+    with pytest.raises(ValueError, match=r"miou is 0\.\d+, in torch 0\.\d+ \(0\.001 allowed\)"):
+        export.run(settings(run, "engine=onnxruntime", "postprocess=inside"))
+    assert "segment" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -194,11 +225,13 @@ def test_all_tasks_at_once_inside_the_graph(tmp_path: Path, capsys: pytest.Captu
         (["run=x", "batch=0"], "batch is 0"),
         (["run={run}", "postprocess=within"], "expected outside or inside"),
         (["run={run}", "out=model.pt"], "end in .onnx"),
+        (["run={run}", "out={run}/folder.onnx"], "is a folder"),
         (["run={run}", "image_size=16"], "at least 32 px"),
     ],
 )
 def test_mistakes_are_named(classifier: Path, words: list[str], message: str) -> None:
     pytest.importorskip("onnxruntime")
+    (classifier / "folder.onnx").mkdir(exist_ok=True)
     config = compose("export", [word.format(run=classifier) for word in words])
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         export.run(config)

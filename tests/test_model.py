@@ -266,6 +266,6 @@ def test_a_classifier_of_v2_loads_whole(tmp_path: Path) -> None:
 
 def test_predict_refuses_what_is_no_image() -> None:
     net = build("classify", ["head.num_classes=3", "image_size=[64,64]"])
-    with pytest.raises(ValueError, match="expected uint8 RGB"):
+    with pytest.raises(ValueError, match="uint8 RGB"):
         net.predict(torch.rand(3, 64, 64))
     assert net.predict(np.zeros((50, 40, 3), np.uint8))["classify"].shape == (3,)

@@ -456,8 +456,10 @@ def test_a_single_predictor_serves_paths_arrays_and_tensors(runs: dict[str, Path
     first = model.predict(path)["classify"]
     assert torch.equal(model.predict(photo(5))["classify"], first)
     assert torch.equal(model.predict(torch.from_numpy(photo(5)).permute(2, 0, 1))["classify"], first)
-    with pytest.raises(ValueError, match="expected uint8 RGB"):
-        model.predict(np.zeros((4, 4, 3), np.float32))
+    assert torch.equal(model.predict(Image.fromarray(photo(5)))["classify"], first)
+    for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 3), ">u2"), np.zeros((4, 4), object), None, b"x"):
+        with pytest.raises(ValueError, match=r"predict got .* or uint8 RGB"):
+            model.predict(wrong)  # type: ignore[arg-type]
 
 
 def test_video_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,6 +531,19 @@ def test_a_video_whose_size_grows_over_the_limit_is_named(tmp_path: Path) -> Non
         frames[-1].load()
 
 
+def test_a_video_that_is_cut_off_is_said(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("av")
+    write_clip(tmp_path / "whole.avi")
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    run(runs["classify"], tmp_path / "whole.avi", tmp_path / "out")
+    assert "cut off" not in capsys.readouterr().out
+    run(runs["classify"], tmp_path / "cut.avi", tmp_path / "out2", draw=False)
+    assert "of about 12 frames: it is cut off" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"cut\.avi ends after \d+ of about 12 frames"):
+        run(runs["classify"], tmp_path / "cut.avi", tmp_path / "out3", draw=False, on_error="fail")
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mpg"])
 def test_a_video_from_stdin(
     suffix: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -597,6 +612,28 @@ def test_a_path_reaches_the_command_as_typed(path: str) -> None:
 def test_settings_are_checked(runs: dict[str, Path], photos: Path, setting: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(runs["classify"], photos, photos.parent / "out", **setting)
+
+
+def test_detections_alone_take_ids_from_annotations(runs: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"annotations=.* is for detections"):
+        run(runs["classify"], photos, tmp_path / "out", annotations=photos / "notes.md")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_what_came_before_a_bad_image_is_kept(runs: dict[str, Path], tmp_path: Path, batch_size: int) -> None:
+    for i, name in enumerate(("a.jpg", "b.jpg", "d.jpg")):
+        save(tmp_path / "photos" / name, i)
+    (tmp_path / "photos" / "c.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"c\.jpg is not an image"):
+        run(runs["classify"], tmp_path / "photos", tmp_path / "out", on_error="fail", batch_size=batch_size)
+    with (tmp_path / "out" / "classes.csv").open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(("threads", "engine"), [(0, "torch"), (-1, "torch"), (1.5, "auto"), ("2", "torch"), (1, None)])
+def test_a_services_settings_are_checked(runs: dict[str, Path], threads: Any, engine: Any) -> None:
+    with pytest.raises(ValueError, match=r"threads is .*; expected a whole number|engine is None"):
+        predictor(runs["classify"], engine, threads)
 
 
 def test_one_image_from_stdin(

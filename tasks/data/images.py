@@ -64,21 +64,30 @@ def decode(
     with _opened(source, max_pixels) as upright:
         admit(upright.width * upright.height)
         upright.load()
-        ImageOps.exif_transpose(upright, in_place=True)  # a copy of a 40-megapixel photo is 160 MB
-        if upright.mode.startswith("I"):
-            grey = _sixteen_bit(upright, source)
-            grey = grey.astype(np.uint32)
-            grey += 128  # in place: a 40-megapixel photo is 160 MB
-            grey //= 257
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-        if upright.mode == "F":
-            raise ValueError(f"{source} has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
-        if upright.has_transparency_data:
-            rgba = upright if upright.mode == "RGBA" else upright.convert("RGBA")
-            white = Image.new("RGB", rgba.size, "white")
-            white.paste(rgba, mask=rgba.getchannel("A"))
-            return np.array(white)
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        return as_rgb(upright, source)
+
+
+def as_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """The pixels of an image of Pillow's, as ``decode`` gives them; the image itself is turned upright.
+
+    Raises:
+        ValueError: a depth that has no defined RGB; calls the image ``name``.
+    """
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a 40-megapixel photo is 160 MB
+    if image.mode.startswith("I"):
+        grey = _sixteen_bit(image, name)
+        grey = grey.astype(np.uint32)
+        grey += 128  # in place: a 40-megapixel photo is 160 MB
+        grey //= 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return np.array(white)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_mask(source: str) -> np.ndarray:

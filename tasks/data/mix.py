@@ -74,10 +74,11 @@ class Mix:
     """
 
     def __init__(self, num_classes: int, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, p: float = 1.0) -> None:
-        if min(mixup_alpha, cutmix_alpha) < 0 or max(mixup_alpha, cutmix_alpha) == 0:
+        alphas = (mixup_alpha, cutmix_alpha)
+        if not all(0 <= alpha < float("inf") for alpha in alphas) or not any(alphas):
             raise ValueError(
                 f"mix.mixup_alpha is {mixup_alpha}, mix.cutmix_alpha is {cutmix_alpha}; "
-                "expected one of them above 0, none below"
+                "expected finite numbers, one of them above 0, none below"
             )
         if not 0 <= p <= 1:
             raise ValueError(f"mix.p is {p}; expected a probability from 0 to 1")

@@ -84,9 +84,8 @@ def read(file: Path) -> openvino.Model:
     try:
         return openvino.Core().read_model(file)
     except RuntimeError as error:
-        raise ValueError(
-            f"{file} cannot be read by OpenVINO ({str(error).splitlines()[-1]}); export it again"
-        ) from error
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given").strip()
+        raise ValueError(f"{file} cannot be read by OpenVINO ({reason}); export it again") from error
 
 
 def metadata_of(model: openvino.Model) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from heads import Size
 from tasks.data.loader import Samples, evaluation_loader
 from tasks.deploy import artefact, contract, engine_names, facts, parity
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.session import Runner, check_precision, cores, in_our_words, open_file, open_graph
+from tasks.deploy.session import Runner, check_precision, cores, in_our_words, open_file, open_graph, open_model
 from tasks.reporting.closing import SHOWN
 from tasks.training import checkpoint, setup
 from tasks.training.build import foreign_targets, make, model_from_run, plain, read_data
@@ -67,9 +67,10 @@ def run(composed: DictConfig) -> Path:
             contract(config["engine"]).export(graph, draft, metadata)
             runner = open_file(draft, config["threads"] or cores(), config["precision"], trust=True)
         reference = open_graph(graph, "torch", metadata, runner.threads, "f32", source.model.view)
+        judge = open_model(source.model, "torch", runner.threads, batch=batch)
         if form.dynamic_size:
             parity.follow_sizes(runner, reference, batch or 2)
-        found = parity.compare(runner, reference, loader, progress_line(console, "comparing, batch"))
+        found = parity.compare(runner, reference, judge, loader, progress_line(console, "comparing, batch"))
         if not found.images:
             raise ValueError(f"not one image of {split} can be read, so nothing is proved; {found.skipped[0]}")
         show(console, found, runner, split)
@@ -144,13 +145,15 @@ def target(config: Mapping[str, Any], source: Source) -> Path:
     """Where the artefact goes.
 
     Raises:
-        ValueError: ``out`` has another ending than the engine's.
+        ValueError: ``out`` has another ending than the engine's, or is a folder.
     """
     suffix = facts(config["engine"])["SUFFIX"]
     if config["out"] is not None:
         out = Path(config["out"])
         if out.suffix != suffix:
             raise ValueError(f"out is {out}; files of engine {config['engine']} end in {suffix}")
+        if out.is_dir():
+            raise ValueError(f"out={out} is a folder; expected a file's name")
         return out
     words = [config["engine"]]
     if list(source.image_size) != source.config["image_size"]:
@@ -225,8 +228,7 @@ def conclude(console: Console, file: Path, runner: Runner) -> None:
         f"            {runner.name} {runner.version}, {runner.precision}, {runner.threads} threads; uint8 "
         f"[{runner.metadata['batch'] or 'any'}, 3, {sides}] in, post-processing {runner.metadata['postprocess']}\n"
         "run it\n"
-        "  from tasks.data.images import decode; from tasks.deploy.session import open_file\n"
-        f'  runner, photo = open_file("{file}"{trust}), decode("photo.jpg")\n'
-        "  print(runner.predict(runner.fit(photo)[None], [photo.shape[:2]]))",
+        "  from tasks import predictor\n"
+        f'  print(predictor("{file}"{trust}).predict("photo.jpg"))',
         soft_wrap=True,
     )

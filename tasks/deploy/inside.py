@@ -67,7 +67,11 @@ class Detections(nn.Module):
         """For images of ``size``."""
         boxes, scores = self.scored_boxes(output, size)  # [B, A, 4], [B, A, K]
         anchors, classes = scores.shape[1:]
-        most = min(self.limits.candidates, anchors)
+        if isinstance(anchors, torch.SymInt):  # of images of any size: blanks, so that a fixed number can be taken
+            boxes, scores = (F.pad(each, (0, 0, 0, self.limits.candidates)) for each in (boxes, scores))
+            most = self.limits.candidates
+        else:
+            most = min(self.limits.candidates, anchors)
         score, anchor = scores.transpose(1, 2).topk(most, dim=2)  # [B, K, C]
         box = boxes.gather(1, anchor.flatten(1)[..., None].expand(-1, -1, 4))  # [B, K * C, 4]
         kept = torch.ops.mobilenetv3_bench.suppress(

@@ -96,13 +96,18 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    runner: Runner, reference: Runner, loader: DataLoader, on_batch: Callable[[int, int], None] | None = None
+    runner: Runner,
+    reference: Runner,
+    judge: Runner,
+    loader: DataLoader,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Run a split through both and compare every output and every score.
 
     Args:
         runner: in the engine.
-        reference: the same graph in torch.
+        reference: the same graph in torch, for the outputs.
+        judge: the model in torch with the heads' own post-processing, for the scores.
         loader: see ``evaluation_loader``.
         on_batch: called with (batches done, batches in all).
     """
@@ -110,6 +115,7 @@ def compare(
     ours, theirs = (
         {task: METRICS[task](names) for task, names in reference.classes.items()} for _ in ("engine", "torch")
     )
+    outside = reference.metadata["postprocess"] == "outside"
     worst, furthest, count = np.zeros(0), -1.0, 0
     skipped: list[str] = []
     batch: Batch
@@ -123,7 +129,7 @@ def compare(
             if max(gaps) > furthest:
                 worst, furthest = padded(runner, pixels), max(gaps)
             score(ours, runner, found, batch)
-            score(theirs, reference, wanted, batch)
+            score(theirs, judge, wanted if outside else judge.run(padded(judge, pixels)), batch)
             count += len(pixels)
         skipped += batch.skipped
         if on_batch:
@@ -211,6 +217,7 @@ def parting(graph: Graph, engine: str, file: Path, image: np.ndarray, precision:
     if not found:
         return f"Engine {engine} does not let one look inside, so the layer is not known"
     limit, agreed = LAYER_TOLERANCE[precision], "the input"
+    largest, where = 0.0, ""
     for name, wanted in blocks(graph, image).items():
         if name not in found or found[name].shape != wanted.shape:
             continue
@@ -221,7 +228,10 @@ def parting(graph: Graph, engine: str, file: Path, image: np.ndarray, precision:
             apart = f"which differs by {gap.relative:.2g} of its largest value"
             return f"They part at {name} ({kind}), {apart}; {agreed} still agrees"
         agreed = name
-    return f"Every layer agrees up to {agreed}, so they part behind it"
+        if gap.relative > largest:
+            largest, where = gap.relative, name
+    most = f" (the largest gap, {largest:.2g} of the layer's largest value, is at {where})" if where else ""
+    return f"No layer up to {agreed} differs by more than {limit:g}{most}, so they part behind it or by rounding"
 
 
 def follow_sizes(runner: Runner, reference: Runner, batch: int) -> None:

@@ -57,10 +57,11 @@ ROWS = {
                        "torchvision SSD.postprocess_detections", 10, 30, 0),
     "post_dense": Row("post-processing, the same, dense scores", IMAGE, "torchvision SSD.postprocess_detections", 10,
                       20, 0),
-    "image_detect": Row("one image, detections out (320, decoded image in, peaked scores)", IMAGE,
-                        "torchvision ssdlite320, eager", 10, 50, 1e-3),
-    "image_classify": Row("one image, class out (224 of 256)", IMAGE, "torchvision V3-Large, eager", 4, 100, 1e-3),
-    "image_mask": Row("one image, mask out (512)", IMAGE, "torchvision LR-ASPP, eager", 5, 50, 1e-2),
+    "image_detect": Row("one image, detections out (320, decoded image in, peaked scores), ten in a row", IMAGE,
+                        "torchvision ssdlite320, eager", 10, 30, 1e-3),
+    "image_classify": Row("one image, class out (224 of 256), ten in a row", IMAGE, "torchvision V3-Large, eager", 4,
+                          50, 1e-3),
+    "image_mask": Row("one image, mask out (512), ten in a row", IMAGE, "torchvision LR-ASPP, eager", 5, 30, 1e-2),
     "predict": Row("predict's loop, V3-Small 224: batching, network, post-processing (decoding is other threads')",
                    IMAGE, "the bare engine call", 1 / 1.15, 50, float("inf")),
     "predict_files": Row("the same from JPEG files of 640 x 480, decoding and resizing ahead of the network included",
@@ -315,7 +316,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
 def profile_lines(one: Outcome) -> list[str]:
     """What ``profile=true`` adds for a row."""
     turns = [timing.summarise(one.times.ms[:, side]).median for side in (0, 1)]
-    return peer_profile.lines(one.name, one.profiles, turns) if one.profiles else []
+    return peer_profile.lines(one.name, one.profiles, turns, one.items[0]) if one.profiles else []
 
 
 def work_text(one: Outcome, side: int) -> str:

@@ -17,8 +17,8 @@ class Profile(TypedDict):
 
     operators: dict[str, float]
     """Name -> its own milliseconds a turn."""
-    floor: float | None
-    """Milliseconds of the engine's call alone, where there is one: what no code around it can go below."""
+    engine: float | None
+    """Share of a turn that the engine's calls take alone, where there is one: what no code around it can go below."""
 
 
 def profile(call: Callable[[], object], floor: Callable[[], object] | None) -> Profile:
@@ -31,35 +31,38 @@ def profile(call: Callable[[], object], floor: Callable[[], object] | None) -> P
         for _ in range(CALLS):
             call()
     found = {event.key: event.self_cpu_time_total / 1000 / CALLS for event in seen.key_averages()}
-    return {"operators": found, "floor": None if floor is None else quiet(floor)}
+    return {"operators": found, "engine": None if floor is None else share(call, floor)}
 
 
-def quiet(call: Callable[[], object], times: int = 50) -> float:
-    """Median milliseconds of a call."""
-    taken = []
-    for _ in range(times + 5):
-        began = time.perf_counter()
-        call()
-        taken.append((time.perf_counter() - began) * 1000)
-    return statistics.median(taken[5:])
+def share(call: Callable[[], object], part: Callable[[], object], rounds: int = 20) -> float:
+    """How much of a call's time a part of it takes alone: the median of rounds in which both have their turn."""
+    shares = []
+    for _ in range(rounds + 2):
+        clock = [time.perf_counter()]
+        for each in (part, call):
+            each()
+            clock.append(time.perf_counter())
+        shares.append((clock[1] - clock[0]) / (clock[2] - clock[1]))
+    return statistics.median(shares[2:])
 
 
-def lines(name: str, sides: Sequence[Profile], turns: Sequence[float]) -> list[str]:
+def lines(name: str, sides: Sequence[Profile], turns: Sequence[float], images: float) -> list[str]:
     """Markdown: the operators that take longest on either side.
 
     Args:
         name: of the row.
         sides: ours, theirs.
         turns: their median milliseconds, measured without a profiler.
+        images: that a turn takes.
     """
     ours, theirs = (side["operators"] for side in sides)
-    floor = sides[0]["floor"]
-    if floor is not None:  # an engine's operators are its own affair
-        rest = turns[0] - floor
+    if (engine := sides[0]["engine"]) is not None:  # an engine's operators are its own affair
+        whole = turns[0] / images
+        call = engine * whole
         return [
             "",
-            f"{name}: the engine's call alone takes {floor:.2f} of our {turns[0]:.2f} ms ({rest:.2f} around it); with "
-            f"nothing around it the ratio would be {turns[1] / floor:.1f}x",
+            f"{name}: the engine's call alone takes {call:.2f} of our {whole:.2f} ms an image, {whole - call:.2f} are "
+            f"around it; with nothing around it the ratio would be {turns[1] / turns[0] / engine:.1f}x",
         ]
     order = sorted(ours.keys() | theirs.keys(), key=lambda key: -max(ours.get(key, 0.0), theirs.get(key, 0.0)))
     rows = [(key, ours.get(key, 0.0), theirs.get(key, 0.0)) for key in order[:SHOWN]]

@@ -20,7 +20,7 @@ from heads import Size
 from tasks.data.drawing import draw_scene
 from tasks.deploy.choice import choose
 from tasks.deploy.frames import Frame
-from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model
+from tasks.deploy.session import Runner, check_count, leave_cores_to_the_engine, open_file, open_model
 from tasks.reporting.overlay import Picture, picture
 from tasks.training.build import model_from_run
 from tasks.training.model import as_pixels
@@ -137,6 +137,9 @@ def open_predictor(
         FileNotFoundError: no such run.
         ValueError: an engine that is unknown or not installed, a damaged file, or one that is not trusted.
     """
+    check_count("threads", threads)
+    if not isinstance(engine, str):
+        raise ValueError(f"engine is {engine!r}; expected {AUTO}, or an engine's name")
     path = Path(run).expanduser()
     if path.is_file() and path.suffix not in CHECKPOINTS:
         runner = open_file(path, threads, precision, trust)
@@ -232,24 +235,25 @@ def read(
 
 
 def predicted(predictor: Predictor, items: Iterable[Seen], batch_size: int) -> Generator[Seen, None, None]:
-    """Images through the network, some at a time; those with a problem pass by."""
-    batch: list[Seen] = []
-    pixels = 0
+    """Images through the network, some at a time; those with a problem pass by. In order."""
+    waiting: list[Seen] = []
+    good = pixels = 0
     most = min(batch_size, predictor.fixed or batch_size)
     for seen in items:
-        if seen.problem is not None:
-            yield seen
-            continue
-        batch.append(seen)
-        pixels += seen.size[0] * seen.size[1]
-        if len(batch) >= most or pixels >= BATCH_PIXELS:
-            yield from _through(predictor, batch)
-            batch, pixels = [], 0
-    if batch:
-        yield from _through(predictor, batch)
+        waiting.append(seen)
+        if seen.problem is None:
+            good += 1
+            pixels += seen.size[0] * seen.size[1]
+        if good in (0, most) or pixels >= BATCH_PIXELS:
+            yield from _through(predictor, waiting)
+            waiting, good, pixels = [], 0, 0
+    yield from _through(predictor, waiting)
 
 
-def _through(predictor: Predictor, batch: list[Seen]) -> list[Seen]:
+def _through(predictor: Predictor, waiting: list[Seen]) -> list[Seen]:
+    batch = [seen for seen in waiting if seen.problem is None]
+    if not batch:
+        return waiting
     began = time.perf_counter()
     images = [seen.image for seen in batch if seen.image is not None]
     found, network = predictor.run(images, [seen.size for seen in batch])
@@ -258,7 +262,7 @@ def _through(predictor: Predictor, batch: list[Seen]) -> list[Seen]:
         seen.predictions = {task: predictions[i] for task, predictions in found.items()}
         seen.image = None
         seen.seconds |= {"network": network / len(batch), "post-process": rest / len(batch)}
-    return batch
+    return waiting
 
 
 class Overhead(NamedTuple):

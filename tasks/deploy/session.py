@@ -62,7 +62,11 @@ class Runner:
 
         Args:
             image: [B, 3, H, W] uint8 RGB at ``image_size``.
+        Raises:
+            ValueError: another type or number of dimensions.
         """
+        if image.dtype != np.uint8 or image.ndim != 4:  # some engines would cast floats of [0, 1] to zeros
+            raise ValueError(f"the engine got {image.dtype} {image.shape}; expected uint8 RGB [B, 3, H, W]")
         return self.session.run(image)
 
     @torch.inference_mode()
@@ -75,7 +79,7 @@ class Runner:
         Returns:
             task -> what its head's ``predict`` gives.
         """
-        return self.finish(self.session.run(image), (image.shape[2], image.shape[3]), sizes)
+        return self.finish(self.run(image), (image.shape[2], image.shape[3]), sizes)
 
     @torch.inference_mode()
     def finish(self, outputs: Mapping[str, np.ndarray], size: Size, sizes: list[Size]) -> dict[str, Any]:
@@ -113,6 +117,7 @@ def open_model(
     """
     contract(name)  # refused before the model is copied
     check_precision(name, precision)
+    check_count("threads", threads)
     batch = batch or (1 if facts(name).get("FIXED") else None)
     graph = Graph(model, Form(model.image_size, batch, False, postprocess))
     metadata = artefact.describe(graph, name, None, None)
@@ -166,6 +171,7 @@ def open_file(path: Path, threads: int | None = None, precision: str = "f32", tr
         raise FileNotFoundError(f"there is no artefact {path}; python -m tasks.export run=<run folder> writes one")
     name = engine_of(path)
     check_precision(name, precision)
+    check_count("threads", threads)
     if facts(name).get("RUNS_CODE") and not trust:
         raise ValueError(f"{path}: loading a file of {name} can run code that is in it; if you know it, trust=true")
     count = threads or cores()
@@ -216,6 +222,16 @@ def check_precision(name: str, precision: str) -> None:
         )
     if precision not in known:
         raise ValueError(f"precision={precision} is nothing that engine {name} has here; expected {' or '.join(known)}")
+
+
+def check_count(key: str, count: object) -> None:
+    """Refuse what is no number of things.
+
+    Raises:
+        ValueError: neither None nor a whole number above 0.
+    """
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"{key} is {count!r}; expected a whole number above 0, or None")
 
 
 def leave_cores_to_the_engine() -> None:

@@ -286,12 +286,16 @@ def _measure(
         return
     table.latency = min(counts, key=lambda c: (-counts[c], c))
     elsewhere: Counter[Conditions] = Counter()
+    busy = 0
     for row, own in zip(table.rows, found, strict=True):
         if table.latency in own:
-            calm = [one for one in own[table.latency] if not one.get("noisy")] or own[table.latency]
-            values = sorted(one["median_ms"] for one in calm)
+            calm = [one for one in own[table.latency] if not one.get("noisy")]
+            busy += not calm
+            values = sorted(one["median_ms"] for one in calm or own[table.latency])
             row.latency_ms = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
         elsewhere.update(conditions for conditions in own if conditions != table.latency)
+    if busy:
+        table.mind.append(f"the latency of {_count(busy, 'row')} was only ever measured on a busy machine")
     for conditions, n in elsewhere.most_common():
         table.left_out.append(f"latency of {_count(n, 'row')} measured under other conditions ({conditions})")
 

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from heads import check_count
 from tasks.data import NOT_ARGUMENTS, DataSet
 from tasks.training import checkpoint
 from tasks.training.model import Model, check_task
@@ -110,6 +111,7 @@ def complete(
     classes = {}
     for task, head in heads.items():
         if data is None:
+            check_count("head.num_classes", head["num_classes"])
             classes[task] = tuple(f"class {i}" for i in range(head["num_classes"]))
             continue
         if task not in data.classes:
@@ -124,6 +126,20 @@ def complete(
             )
         head["num_classes"] = len(classes[task])
     return whole, classes
+
+
+def as_size(key: str, size: Any) -> list[int]:
+    """[height, width] in px; a single number is a square.
+
+    Raises:
+        ValueError: anything else, or less than 32 px a side.
+    """
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key} is {size}; expected [height, width] in whole pixels")
+    if min(sides) < 32:
+        raise ValueError(f"{key} is {size}; expected at least 32 px a side")
+    return sides
 
 
 def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
@@ -149,6 +165,7 @@ def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
 def model_from_config(config: DictConfig) -> Model:
     """The model of a config; the data set is read only where the number of classes is not given."""
     complete_config, classes = complete(plain(config))
+    complete_config["image_size"] = as_size("image_size", complete_config["image_size"])
     model = make_model(complete_config, classes)
     if complete_config["weights"]:
         load_model(model, complete_config["weights"])

@@ -8,11 +8,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from heads import Head, Size
-from tasks.data.images import decode
+from tasks.data.images import as_rgb, decode
+
+PIXELS = "an image of Pillow's, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W]"
 
 
 class Model(nn.Module):
@@ -118,20 +121,21 @@ def check_task(head: type, task: str) -> None:
         )
 
 
-def as_pixels(image: str | Path | np.ndarray | Tensor) -> Tensor:
+def as_pixels(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
     """An image in any form that ``predict`` takes, as a tensor [3, H, W] uint8.
 
     Raises:
-        ValueError: neither a path nor uint8 RGB; or a file that cannot be decoded.
+        ValueError: neither a path, an image of Pillow's nor uint8 RGB; or a file that cannot be decoded.
     """
     if isinstance(image, str | Path):
         image = decode(str(image))
+    elif isinstance(image, Image.Image):
+        image = as_rgb(image.copy(), "the image")
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ValueError(f"predict got {type(image).__name__}; expected a path, {PIXELS}")
+    channels = image.shape[0 if isinstance(image, Tensor) else -1] if image.ndim == 3 else 0
+    if image.dtype not in (torch.uint8, np.uint8) or channels != 3 or 0 in image.shape:
+        raise ValueError(f"predict got {image.dtype} {tuple(image.shape)}; expected {PIXELS}")
     if isinstance(image, np.ndarray):  # torch warns of arrays that are read-only
-        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
-    pixels = image
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
-        raise ValueError(
-            f"predict got {pixels.dtype} {tuple(pixels.shape)}; "
-            "expected uint8 RGB, an array [H, W, 3] or a tensor [3, H, W]"
-        )
-    return pixels
+        return torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
+    return image

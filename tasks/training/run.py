@@ -19,10 +19,8 @@ from tasks.data.loader import Collate, Samples, evaluation_loader, training_load
 from tasks.reporting import closing
 from tasks.reporting.results import write_record
 from tasks.training import callbacks, checkpoint, earlier, setup
-from tasks.training.balance import Balance
 from tasks.training.build import complete, make_model, plain, read_data, without_weights
 from tasks.training.evaluate import Metrics, evaluate
-from tasks.training.metrics import METRICS
 from tasks.training.model import Model
 from tasks.training.module import TaskModule
 from tasks.training.record import make_record
@@ -157,7 +155,7 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         schedule=Schedule(**config["schedule"]),
         growth=Growth(**config["growth"]),
         budget=setup.make_budget(config, samples),
-        balance=make_balance(config),
+        balance=setup.make_balance(config),
         samples=samples,
         batch_size=config["batch_size"] * config["trainer"]["accumulate"],
         seed=config["seed"],
@@ -167,20 +165,6 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         backbone_lr=config["backbone_lr"],
         freeze=config["freeze"] or {},
     )
-
-
-def make_balance(config: Mapping[str, Any]) -> Balance:
-    """The weights of the losses; those of tasks that were taken out of a recipe do not count.
-
-    Raises:
-        ValueError: an unknown method, or a weight for something that is no task.
-    """
-    trained = tuple(config["heads"])
-    weights = config["balance"]["weights"] or {}
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"balance.weights is {weights}; expected task: factor, e.g. '{{classify: 0.5}}'")
-    kept = {task: weight for task, weight in weights.items() if task in trained or task not in METRICS}
-    return Balance(trained, config["balance"]["method"], kept)
 
 
 def fit(

@@ -21,11 +21,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
+from heads import check_count
 from tasks.data import DataSet
 from tasks.data.loader import Samples
 from tasks.data.mix import Mix
 from tasks.training import callbacks
-from tasks.training.build import call, make, without
+from tasks.training.balance import Balance
+from tasks.training.build import as_size, call, make, without
 from tasks.training.metrics import METRICS
 from tasks.training.schedule import Budget, Growth, Schedule, seconds_of
 
@@ -57,19 +59,13 @@ def check(config: dict[str, Any]) -> None:
         if not isinstance(head, dict):
             left = ",".join(other for other in config["heads"] if other != task)
             raise ValueError(f"heads.{task} is {head}; to leave a task out: ~heads.{task} 'tasks=[{left}]'")
-    sizes = {key: config[key] for key in ("image_size", "train_size") if config.get(key) is not None}
-    sizes = {key: [size, size] if isinstance(size, int) else size for key, size in sizes.items()}
-    config |= sizes
-    numbers = sizes | {"batch_size": config["batch_size"]}
-    numbers |= {"eval_batch_size": config["eval_batch_size"], "trainer.accumulate": config["trainer"]["accumulate"]}
-    for key, value in numbers.items():
-        values, count = (value, 2) if key in sizes and isinstance(value, list) else ([value], 1)
-        if len(values) != count or not all(type(number) is int and number > 0 for number in values):
-            expected = "[height, width] in whole pixels" if key in sizes else "a whole number above 0"
-            raise ValueError(f"{key} is {value}; expected {expected}")
-    for key, size in sizes.items():
-        if min(size) < 32:
-            raise ValueError(f"{key} is {size}; expected at least 32 px a side")
+    for key in ("image_size", "train_size"):
+        if config.get(key) is not None:
+            config[key] = as_size(key, config[key])
+    for key in ("batch_size", "eval_batch_size"):
+        check_count(key, config[key])
+    check_count("trainer.accumulate", config["trainer"]["accumulate"])
+    make_balance(config)
     if config["evaluation"].get("resize") == "crop" and (others := sorted({*config["heads"]} - {"classify"})):
         raise ValueError(f"evaluation.resize=crop would cut off what {', '.join(others)} must find; leave it out")
     if config["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -92,6 +88,20 @@ def precision(config: Mapping[str, Any]) -> Any:
     if config["trainer"]["precision"] != "auto":
         return config["trainer"]["precision"]
     return "bf16-mixed" if device(config).type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def make_balance(config: Mapping[str, Any]) -> Balance:
+    """The weights of the losses; those of tasks that were taken out of a recipe do not count.
+
+    Raises:
+        ValueError: an unknown method, or a weight for something that is no task.
+    """
+    trained = tuple(config["heads"])
+    weights = config["balance"]["weights"] or {}
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"balance.weights is {weights}; expected task: factor, e.g. '{{classify: 0.5}}'")
+    kept = {task: weight for task, weight in weights.items() if task in trained or task not in METRICS}
+    return Balance(trained, config["balance"]["method"], kept)
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
