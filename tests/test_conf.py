@@ -58,7 +58,8 @@ def test_dicts_that_are_empty_by_default_can_be_set() -> None:
 def test_a_recipe_s_weight_of_a_task_taken_out_does_not_count() -> None:
     config = plain(compose("multitask", ["~heads.classify", "tasks=[detect,segment]"]))
     assert "classify" in config["balance"]["weights"]
-    assert make_balance(config).weights == {"detect": 1.0, "segment": 2.0}
+    left = {task: weight for task, weight in config["balance"]["weights"].items() if task != "classify"}
+    assert make_balance(config).weights == left
     config["balance"]["weights"] = {"clasify": 0.3}
     with pytest.raises(ValueError, match="clasify"):
         make_balance(config)
@@ -271,7 +272,7 @@ def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> N
         ("detect", "head.candidates=0", "head.candidates is 0"),
         ("detect", "head.nms_iou=7", "head.nms_iou is 7"),
         ("detect", "head.negatives=-1", "head.negatives is -1"),
-        ("detect", "head.box_weight=.nan", "head.box_weight is nan"),
+        ("detect", "head.box_weight=nan", "head.box_weight is nan"),
         ("segment", "head.pool=[0,0]", "head.pool is [0, 0]"),
         ("segment", "head.channels=0", "head.channels is 0"),
         ("segment", "head.class_weights=[0,0,0]", "not all 0"),

@@ -188,13 +188,12 @@ def test_all_tasks_at_once_inside_the_graph(tmp_path: Path, capsys: pytest.Captu
         runner.run(np.zeros((2, 3, 64, 64), np.float32))
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
-@pytest.mark.parametrize("head", ["ssdlite", "fcoslite"])
-def test_detections_inside_a_graph_for_all_sizes(name: str, head: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch" if name == "torch_export" else name)
-    run = write_run(tmp_path / "run", "detect", [*TINY_SCENES, *SIZE, f"head={head}"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_detections_inside_a_graph_for_all_sizes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    run = write_run(tmp_path / "run", "detect", [*TINY_SCENES, *SIZE])
     file = export.run(settings(run, f"engine={name}", "size=dynamic", "postprocess=inside", "limit=2"))
-    found = open_file(file, 1, trust=True).run(np.zeros((1, 3, 96, 160), np.uint8))
+    found = open_file(file, 1).run(np.zeros((1, 3, 96, 160), np.uint8))
     assert found["detect/boxes"].shape[1:] == (*found["detect/scores"].shape[1:], 4)
 
 

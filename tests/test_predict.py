@@ -533,15 +533,15 @@ def test_a_video_whose_size_grows_over_the_limit_is_named(tmp_path: Path) -> Non
 
 def test_a_video_that_is_cut_off_is_said(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("av")
-    write_clip(tmp_path / "whole.avi")
-    content = (tmp_path / "whole.avi").read_bytes()
-    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
-    run(runs["classify"], tmp_path / "whole.avi", tmp_path / "out")
+    write_clip(tmp_path / "whole.mkv")
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 2 // 3])
+    run(runs["classify"], tmp_path / "whole.mkv", tmp_path / "out")
     assert "cut off" not in capsys.readouterr().out
-    run(runs["classify"], tmp_path / "cut.avi", tmp_path / "out2", draw=False)
+    run(runs["classify"], tmp_path / "cut.mkv", tmp_path / "out2", draw=False)
     assert "of about 12 frames: it is cut off" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"cut\.avi ends after \d+ of about 12 frames"):
-        run(runs["classify"], tmp_path / "cut.avi", tmp_path / "out3", draw=False, on_error="fail")
+    with pytest.raises(ValueError, match=r"cut\.mkv ends after \d+ of about 12 frames"):
+        run(runs["classify"], tmp_path / "cut.mkv", tmp_path / "out3", draw=False, on_error="fail")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mpg"])
@@ -627,7 +627,7 @@ def test_what_came_before_a_bad_image_is_kept(runs: dict[str, Path], tmp_path: P
     with pytest.raises(ValueError, match=r"c\.jpg is not an image"):
         run(runs["classify"], tmp_path / "photos", tmp_path / "out", on_error="fail", batch_size=batch_size)
     with (tmp_path / "out" / "classes.csv").open(newline="") as file:
-        assert [row["image"] for row in csv.DictReader(file)] == ["a.jpg", "b.jpg"]
+        assert [row["file"] for row in csv.DictReader(file)] == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize(("threads", "engine"), [(0, "torch"), (-1, "torch"), (1.5, "auto"), ("2", "torch"), (1, None)])
