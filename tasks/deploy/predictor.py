@@ -20,7 +20,7 @@ from heads import Size
 from tasks.data.drawing import draw_scene
 from tasks.deploy.choice import choose
 from tasks.deploy.frames import Frame
-from tasks.deploy.session import Runner, check_count, leave_cores_to_the_engine, open_file, open_model
+from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model, thread_count
 from tasks.reporting.overlay import Picture, picture
 from tasks.training.build import model_from_run
 from tasks.training.model import as_pixels
@@ -137,7 +137,7 @@ def open_predictor(
         FileNotFoundError: no such run.
         ValueError: an engine that is unknown or not installed, a damaged file, or one that is not trusted.
     """
-    check_count("threads", threads)
+    thread_count(threads)
     if not isinstance(engine, str):
         raise ValueError(f"engine is {engine!r}; expected {AUTO}, or an engine's name")
     path = Path(run).expanduser()

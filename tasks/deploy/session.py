@@ -14,7 +14,7 @@ import torch
 from torchvision import tv_tensors
 
 from backbones import FeatureSpec
-from heads import Head, Size
+from heads import Head, Size, check_count
 from tasks.deploy import Session, artefact, contract, engine_names, facts
 from tasks.deploy import available as available
 from tasks.deploy import engine as engine
@@ -117,11 +117,11 @@ def open_model(
     """
     contract(name)  # refused before the model is copied
     check_precision(name, precision)
-    check_count("threads", threads)
+    count = thread_count(threads)
     batch = batch or (1 if facts(name).get("FIXED") else None)
     graph = Graph(model, Form(model.image_size, batch, False, postprocess))
     metadata = artefact.describe(graph, name, None, None)
-    return open_graph(graph, name, metadata, threads or cores(), precision, model.view)
+    return open_graph(graph, name, metadata, count, precision, model.view)
 
 
 def open_graph(
@@ -171,10 +171,9 @@ def open_file(path: Path, threads: int | None = None, precision: str = "f32", tr
         raise FileNotFoundError(f"there is no artefact {path}; python -m tasks.export run=<run folder> writes one")
     name = engine_of(path)
     check_precision(name, precision)
-    check_count("threads", threads)
+    count = thread_count(threads)
     if facts(name).get("RUNS_CODE") and not trust:
         raise ValueError(f"{path}: loading a file of {name} can run code that is in it; if you know it, trust=true")
-    count = threads or cores()
     session = contract(name).load(path, count, precision)
     heads = finishers(session.metadata, path)
     size = session.metadata["image_size"]
@@ -224,14 +223,15 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"precision={precision} is nothing that engine {name} has here; expected {' or '.join(known)}")
 
 
-def check_count(key: str, count: object) -> None:
-    """Refuse what is no number of things.
+def thread_count(threads: int | None) -> int:
+    """Of an engine; None: as many as this process has cores.
 
     Raises:
-        ValueError: neither None nor a whole number above 0.
+        ValueError: no whole number above 0.
     """
-    if count is not None and (type(count) is not int or count < 1):
-        raise ValueError(f"{key} is {count!r}; expected a whole number above 0, or None")
+    count = cores() if threads is None else threads
+    check_count("threads", count)
+    return count
 
 
 def leave_cores_to_the_engine() -> None:
