@@ -71,7 +71,7 @@ def check_share(name: str, value: float) -> float:
     Raises:
         ValueError: it is no number in [0, 1).
     """
-    if not isinstance(value, int | float) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; expected a share from 0 to below 1")
     return float(value)
 
@@ -92,6 +92,7 @@ def check_range(name: str, value: float, least: float, most: float = float("inf"
     Raises:
         ValueError: the value is no number from ``least`` to ``most``.
     """
-    if not isinstance(value, int | float) or not least <= value <= most or value == float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most or value == float("inf"):
         expected = f"a finite number of at least {least:g}" if most == float("inf") else f"{least:g} to {most:g}"
         raise ValueError(f"{name} is {value}; expected {expected}")

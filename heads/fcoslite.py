@@ -35,7 +35,7 @@ class FCOSLite(nn.Module):
         radius: only points so near an object's centre learn it, strides.
         quality: what ranks boxes of equal class score: "centerness" of the point, or "iou" of the box.
         box_weight: factor of the box loss.
-        focal_alpha: weight of objects in the class loss, (0, 1).
+        focal_alpha: weight of objects in the class loss, [0, 1].
         focal_gamma: its exponent.
         score_threshold: detections score above it.
         candidates: best boxes a class that go into the suppression.
@@ -84,6 +84,8 @@ class FCOSLite(nn.Module):
         for name, value in numbers.items():
             check_range(f"head.{name}", value, 0)
         check_range("head.focal_alpha", focal_alpha, 0, 1)
+        if type(extra_levels) is not int or extra_levels < 0:
+            raise ValueError(f"head.extra_levels is {extra_levels}; expected a whole number, 0 or more")
         check_count("head.channels", channels)
         check_count("head.depth", depth)
         self.features = tuple(features)

@@ -78,7 +78,7 @@ class LRASPP(nn.Module):
         super().__init__()
         check_choice("gate", gate, list(GATES))
         check_count("head.channels", channels)
-        for name, lengths in (("pool", pool or (1, 1)), ("pool_stride", pool_stride)):
+        for name, lengths in (("pool", (1, 1) if pool is None else pool), ("pool_stride", pool_stride)):
             if len(lengths) != 2 or not all(type(length) is int and length > 0 for length in lengths):
                 raise ValueError(f"head.{name} is {list(lengths)}; expected [height, width], whole numbers above 0")
         high_spec, low_spec = select(specs, (high, low), "lraspp")

@@ -34,7 +34,7 @@ class SSD(nn.Module):
         box_weight: factor of the box loss.
         match_iou: least overlap of an anchor with the object it answers for, (0, 1].
         negatives: multibox: background anchors an object.
-        focal_alpha: focal: weight of objects, (0, 1).
+        focal_alpha: focal: weight of objects, [0, 1].
         focal_gamma: focal: exponent.
         score_threshold: detections score above it.
         candidates: best boxes a class that go into the suppression.
@@ -85,8 +85,10 @@ class SSD(nn.Module):
         for name, value in (("box_weight", box_weight), ("negatives", negatives), ("focal_gamma", focal_gamma)):
             check_range(f"head.{name}", value, 0)
         check_range("head.focal_alpha", focal_alpha, 0, 1)
-        check_range("head.max_scale", max_scale, 0)
-        check_range("head.min_scale", min_scale, 0, max_scale)
+        if not 0 < min_scale <= max_scale <= 1:
+            raise ValueError(
+                f"head.min_scale is {min_scale}, head.max_scale {max_scale}; expected 0 < min_scale <= max_scale <= 1"
+            )
         check_count("head.extra_depths", *extra_depths)
         self.features = tuple(features)
         depths = [spec.channels for spec in select(specs, self.features, type(self).__name__)]

@@ -271,6 +271,8 @@ def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> N
         ("detect", "head.detections=-3", "head.detections is -3"),
         ("detect", "head.candidates=0", "head.candidates is 0"),
         ("detect", "head.nms_iou=7", "head.nms_iou is 7"),
+        ("detect", "head.nms_iou=true", "head.nms_iou is True"),
+        ("detect", "head.max_scale=95", "head.max_scale 95"),
         ("detect", "head.negatives=-1", "head.negatives is -1"),
         ("detect", "head.box_weight=nan", "head.box_weight is nan"),
         ("segment", "head.pool=[0,0]", "head.pool is [0, 0]"),
@@ -287,6 +289,14 @@ def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> N
 def test_a_setting_out_of_its_range_is_named(task: str, setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build(task, ["head.num_classes=3", setting])
+
+
+def test_a_joint_models_key_is_named_as_it_is_typed() -> None:
+    words = [f"heads.{task}.num_classes=3" for task in ("classify", "detect", "segment")]
+    with pytest.raises(ValueError, match=r"heads\.detect\.nms_iou is 7"):
+        build("multitask", [*words, "heads.detect.nms_iou=7"])
+    with pytest.raises(ValueError, match=r"heads\.detect\.num_classes is 0"):
+        build("multitask", [*words, "heads.detect.num_classes=0"])
 
 
 def test_dilations_are_checked() -> None:

@@ -155,7 +155,9 @@ def from_video(path: Path, max_pixels: int) -> Frames:
                 raise ValueError(f"{path} has no pictures in it; expected a video")
             stream = video.streams.video[0]
             width, height, rate = stream.width, stream.height, stream.average_rate
-            seconds = video.duration / av.time_base if video.duration else 0.0
+            seconds = (
+                float(stream.duration * stream.time_base) if stream.duration else (video.duration or 0) / av.time_base
+            )
             total = stream.frames or (round(seconds * rate) if rate else 0)
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error}); restore it") from error

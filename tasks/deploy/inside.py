@@ -50,7 +50,8 @@ class ClassMap(nn.Module):
 class Detections(nn.Module):
     """Detection: raw output to {"boxes" [B, n, 4] xyxy px of the input, "scores" [B, n], "labels" [B, n], "count" [B]}.
 
-    n is the head's ``detections``; behind the ``count`` found ones stand boxes and scores of 0 and labels of -1.
+    n is the head's ``detections``, or all classes' ``candidates`` where those are fewer; behind the ``count`` found
+    ones stand boxes and scores of 0 and labels of -1.
 
     Raises:
         ValueError: the head does not say how its raw output becomes scored boxes.
@@ -67,11 +68,10 @@ class Detections(nn.Module):
         """For images of ``size``."""
         boxes, scores = self.scored_boxes(output, size)  # [B, A, 4], [B, A, K]
         anchors, classes = scores.shape[1:]
-        if isinstance(anchors, torch.SymInt):  # of images of any size: blanks, so that a fixed number can be taken
-            boxes, scores = (F.pad(each, (0, 0, 0, self.limits.candidates)) for each in (boxes, scores))
-            most = self.limits.candidates
-        else:
-            most = min(self.limits.candidates, anchors)
+        most = self.limits.candidates
+        known = not isinstance(anchors, torch.SymInt)  # images of any size have an unknown number
+        if blanks := max(0, most - anchors) if known else most:  # so that a fixed number can be taken
+            boxes, scores = (F.pad(each, (0, 0, 0, blanks)) for each in (boxes, scores))
         score, anchor = scores.transpose(1, 2).topk(most, dim=2)  # [B, K, C]
         box = boxes.gather(1, anchor.flatten(1)[..., None].expand(-1, -1, 4))  # [B, K * C, 4]
         kept = torch.ops.mobilenetv3_bench.suppress(

@@ -107,7 +107,7 @@ def compare(
     Args:
         runner: in the engine.
         reference: the same graph in torch, for the outputs.
-        judge: the model in torch with the heads' own post-processing, for the scores.
+        judge: the model in torch with the heads' own post-processing, for the scores; may be the reference.
         loader: see ``evaluation_loader``.
         on_batch: called with (batches done, batches in all).
     """
@@ -115,7 +115,6 @@ def compare(
     ours, theirs = (
         {task: METRICS[task](names) for task, names in reference.classes.items()} for _ in ("engine", "torch")
     )
-    outside = reference.metadata["postprocess"] == "outside"
     worst, furthest, count = np.zeros(0), -1.0, 0
     skipped: list[str] = []
     batch: Batch
@@ -129,7 +128,7 @@ def compare(
             if max(gaps) > furthest:
                 worst, furthest = padded(runner, pixels), max(gaps)
             score(ours, runner, found, batch)
-            score(theirs, judge, wanted if outside else judge.run(padded(judge, pixels)), batch)
+            score(theirs, judge, wanted if judge is reference else judge.run(pixels), batch)
             count += len(pixels)
         skipped += batch.skipped
         if on_batch:

@@ -112,7 +112,7 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
 
 
 def in_a_row(call: Callable[[], object]) -> Callable[[], None]:
-    """A turn of several calls: the first finds the caches full of the other side's work, which no stream has."""
+    """A turn of several calls, for a single one of some milliseconds varies by half from one turn to the next."""
 
     def turn() -> None:
         for _ in range(IN_A_ROW):

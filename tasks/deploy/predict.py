@@ -103,10 +103,10 @@ def predict_all(config: Mapping[str, Any]) -> None:
         finally:
             tally.stop()
     conclude(console, predictor, frames, output, tally)
-    if cut := cut_off(frames, output.count + tally.bad):
-        if config["on_error"] == "fail":
-            raise ValueError(f"images={config['images']} {cut}; restore it (or set on_error=skip)")
-        console.print(f"images={printable(config['images'])} {cut}", soft_wrap=True)
+    done = output.count + tally.bad
+    if frames.rate is not None and frames.total is not None and done < frames.total - max(1, frames.total // 50):
+        name = printable(Path(config["images"]).name)
+        console.print(f"{name} ends after {done} of about {frames.total} frames: is it cut off?", soft_wrap=True)
     if not output.count and not tally.bad:
         raise ValueError(f"images={config['images']} has no picture in it; is the video cut off?")
     if not output.count:
@@ -153,13 +153,6 @@ def check_out(out: Path, frames: Frames, images: str) -> None:
         raise ValueError(
             f"out={out} lies in images={images}, where it would be read as input; choose a folder elsewhere: out="
         )
-
-
-def cut_off(frames: Frames, done: int) -> str:
-    """What to say of a video that ends before its time; nothing where it does not. Its length may be an estimate."""
-    if frames.rate is None or frames.total is None or done >= frames.total - max(1, frames.total // 50):
-        return ""
-    return f"ends after {done} of about {frames.total} frames: it is cut off"
 
 
 def limit_of(config: Mapping[str, Any]) -> int:

@@ -63,11 +63,11 @@ class Predictor:
         """An image [H, W, 3] uint8 RGB as the network takes it: [3, *image_size] uint8."""
         return self.runner.fit(image)
 
-    def predict(self, image: str | Path | np.ndarray | Tensor) -> dict[str, Any]:
+    def predict(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Any]:
         """What the network sees on one image, in that image's own pixels; the same as ``Model.predict`` gives.
 
         Args:
-            image: a path, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
+            image: a path, an image of Pillow's, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
         Returns:
             task -> prediction (see ``heads.Head``) without the batch dimension.
         """
@@ -244,7 +244,7 @@ def predicted(predictor: Predictor, items: Iterable[Seen], batch_size: int) -> G
         if seen.problem is None:
             good += 1
             pixels += seen.size[0] * seen.size[1]
-        if good in (0, most) or pixels >= BATCH_PIXELS:
+        if good in (0, most) or pixels >= BATCH_PIXELS or len(waiting) >= 2 * most:
             yield from _through(predictor, waiting)
             waiting, good, pixels = [], 0, 0
     yield from _through(predictor, waiting)

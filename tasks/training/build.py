@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -75,6 +76,10 @@ def call(section: str, node: Mapping[str, Any], *arguments: Any) -> Any:
         )
     try:
         return function(*arguments)
+    except ValueError as error:
+        if not section.startswith("heads."):
+            raise
+        raise ValueError(re.sub(r"\bhead\.", f"{section}.", str(error))) from error
     except (TypeError, AttributeError) as error:
         settings = ", ".join(f"{key}={value}" for key, value in function.keywords.items())
         raise ValueError(f"{section} cannot be made of {settings} ({error}); correct {section}.<key>") from error
@@ -111,7 +116,8 @@ def complete(
     classes = {}
     for task, head in heads.items():
         if data is None:
-            check_count("head.num_classes", head["num_classes"])
+            section = f"heads.{task}" if config.get("task") == "multitask" else "head"
+            check_count(f"{section}.num_classes", head["num_classes"])
             classes[task] = tuple(f"class {i}" for i in range(head["num_classes"]))
             continue
         if task not in data.classes:

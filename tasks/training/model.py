@@ -85,11 +85,11 @@ class Model(nn.Module):
         return {task: self.head(task).loss(output, targets[task]) for task, output in outputs.items()}
 
     @torch.inference_mode()
-    def predict(self, image: str | Path | np.ndarray | Tensor) -> dict[str, Any]:
+    def predict(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Any]:
         """What the net sees on one image, in that image's own pixels.
 
         Args:
-            image: a path, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
+            image: a path, an image of Pillow's, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W].
         Returns:
             task -> prediction (see ``heads.Head``) without the batch dimension.
         """
