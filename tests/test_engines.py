@@ -287,7 +287,9 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 def test_executorch_runs_the_same_model(tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason="the extra executorch is not installed")
     graph = Graph(network("classify"), Form((64, 96), batch=1))
-    (runner,) = runners(graph, ("executorch",))
+    runner = open_model(graph.model, "executorch")
+    with pytest.raises(ValueError, match=rf"with {runner.threads} threads here and cannot change it"):
+        open_model(graph.model, "executorch", runner.threads + 1)
     image = pictures(1, (64, 96))
     np.testing.assert_allclose(
         runner.run(image)["classify"], graph.named(torch.from_numpy(image))["classify"].numpy(), atol=1e-5, rtol=1e-4

@@ -28,14 +28,19 @@ ENTRY = "metadata"
 
 
 class Session:
-    """See ``tasks.deploy.Session``."""
+    """See ``tasks.deploy.Session``.
+
+    Raises:
+        ValueError: another number of threads than the process's one pool has: replacing it ends in a hang or a crash.
+    """
 
     def __init__(self, file: Path, threads: int) -> None:
         with quiet():
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
 
-            self.library, self.threads = portable_lib, threads
+            if (count := portable_lib._threadpool_get_thread_count()) != threads:
+                raise ValueError(f"executorch runs with {count} threads here and cannot change it; set threads={count}")
             self.program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
             text = self.program.load_method(ENTRY).execute([])[0]
             self.metadata: Mapping[str, Any] = json.loads(text.numpy().tobytes())
@@ -43,9 +48,6 @@ class Session:
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """See ``tasks.deploy.Session``."""
-        if self.library._threadpool_get_thread_count() != self.threads:  # one pool for the whole process
-            with quiet():
-                self.library._unsafe_reset_threadpool(self.threads)
         outputs = self.method.execute([torch.from_numpy(image)])
         return {name: value.numpy() for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
 
