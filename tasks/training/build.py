@@ -101,6 +101,11 @@ def read_data(config: Mapping[str, Any]) -> DataSet:
     return data
 
 
+def section_of(config: Mapping[str, Any], task: str) -> str:
+    """Where a head's settings are typed."""
+    return f"heads.{task}" if config.get("task") == "multitask" else "head"
+
+
 def complete(
     config: Mapping[str, Any], data: DataSet | None = None
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
@@ -116,8 +121,7 @@ def complete(
     classes = {}
     for task, head in heads.items():
         if data is None:
-            section = f"heads.{task}" if config.get("task") == "multitask" else "head"
-            check_count(f"{section}.num_classes", head["num_classes"])
+            check_count(f"{section_of(config, task)}.num_classes", head["num_classes"])
             classes[task] = tuple(f"class {i}" for i in range(head["num_classes"]))
             continue
         if task not in data.classes:
@@ -151,13 +155,12 @@ def as_size(key: str, size: Any) -> list[int]:
 def make_model(config: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Model:
     """Build backbone and heads of a complete config."""
     backbone = make(without(config["backbone"], "name", "head_width", "head_activation"))
-    section = "heads.{}" if config.get("task") == "multitask" else "head"
     heads = {}
     for task, head in config["heads"].items():
         part = make(without(head, "name")).func
         if isinstance(part, type):
             check_task(part, task)
-        heads[task] = call(section.format(task), head, backbone.specs)
+        heads[task] = call(section_of(config, task), head, backbone.specs)
     size = (config["image_size"][0], config["image_size"][1])
     return Model(backbone, heads, classes, size, call("evaluation", config["evaluation"], size))
 
