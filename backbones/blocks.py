@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.depthwise import DepthwiseConv2d
+
 BN_EPS = 1e-3
 """TensorFlow's and torchvision's value for MobileNetV3 (PyTorch's own default is 1e-5)."""
 
@@ -82,9 +84,13 @@ class ConvNormAct(nn.Module):
         super().__init__()
         check_choice("activation", activation, list(ACTIVATIONS))
         pad = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding=pad, dilation=dilation, groups=groups, bias=False
-        )
+        self.conv: nn.Conv2d
+        if groups == inputs == outputs:
+            self.conv = DepthwiseConv2d(inputs, kernel, stride=stride, padding=pad, dilation=dilation)
+        else:
+            self.conv = nn.Conv2d(
+                inputs, outputs, kernel, stride, padding=pad, dilation=dilation, groups=groups, bias=False
+            )
         self.norm = nn.BatchNorm2d(outputs, eps, momentum)
         self.act: nn.Module = ACTIVATIONS[activation]()
         self.pads_same = False
