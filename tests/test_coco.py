@@ -119,6 +119,13 @@ def test_more_categories_than_a_mask_can_hold_are_refused(root: Path) -> None:
         read(root, test=None, tasks=["detect", "segment"])
 
 
+def test_a_category_called_background_is_refused_for_masks(root: Path) -> None:
+    write(root, "train2017", {**TRAIN, "categories": [*TRAIN["categories"], {"id": 0, "name": "background"}]})
+    assert read(root, test=None).classes["detect"][0] == "background"
+    with pytest.raises(ValueError, match=r"the class 'background' twice for segment \(voc and coco add it"):
+        read(root, test=None, tasks=["segment"])
+
+
 def test_other_layouts(root: Path) -> None:
     (root / "annotations/instances_train2017.json").rename(root / "train.json")
     (root / "train2017").rename(root / "pictures")

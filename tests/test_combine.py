@@ -110,6 +110,8 @@ def test_a_parts_error_names_the_parts_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'?c'?.*"):
         read({"one": part})
     assert read({"one": part}, on_error="skip").skipped
+    with pytest.raises(ValueError, match="Expecting property name"):  # an error that is made of more than a text
+        read({"one": {"_target_": "json.loads", "s": "{"}})
 
 
 def composed(*overrides: str) -> Any:
@@ -127,6 +129,8 @@ def test_the_yaml_takes_the_parts_yamls_and_gives_each_its_task() -> None:
     }
     assert config["parts"]["camvid"]["val"] == 0.2
     assert config["parts"]["bccd"]["_target_"] == "tasks.data.voc.read"
+    assert config["smallest_object"] == config["parts"]["bccd"]["smallest_object"] == 0.08
+    assert composed("~data.parts.bccd")["smallest_object"] == 0.2
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")

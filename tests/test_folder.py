@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,15 @@ def test_auto_finds_the_usual_names(tmp_path: Path, name: str) -> None:
     assert data.note == "test: 10% of train"
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_auto_finds_the_usual_names_in_capitals(tmp_path: Path, zipped: bool) -> None:
+    root = make(tmp_path / "set", {"Training": 10, "Testing": 2})
+    data = load(pack(root) if zipped else root)
+    assert data.classes["classify"] == ("Dog", "ant", "cat")
+    assert {split: len(each) for split, each in data.splits.items()} == {"train": 27, "val": 3, "test": 6}
+    assert data.note == "val: 10% of train"
+
+
 def test_splits_by_argument(tmp_path: Path) -> None:
     root = make(tmp_path, {"a/train": 10, "b": 4, "c": 2})
     data = load(root, train=["a/train", "b"], val=None, test="c")
@@ -113,7 +123,8 @@ def test_splits_by_argument(tmp_path: Path) -> None:
 
 def test_hidden_files_are_passed_over_and_others_counted(tmp_path: Path) -> None:
     root = make(tmp_path / "set")
-    for name in ("train/cat/Thumbs.db", "train/cat/a.txt", "train/b.txt", "train/cat/.x.jpg", "train/.git/x.jpg"):
+    hidden = ("train/cat/.x.jpg", "train/.git/x.jpg", "train/lost+found/x.jpg")
+    for name in ("train/cat/Thumbs.db", "train/cat/a.txt", "train/b.txt", *hidden):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"-")
     (root / "__MACOSX/train/cat").mkdir(parents=True)
@@ -169,9 +180,6 @@ def test_bad_roots_are_named(tmp_path: Path) -> None:
     for root in (None, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=r"data\.root"):
             load(root)
-    (tmp_path / "set.zip").write_text("not a zip")
-    with pytest.raises(ValueError, match="neither a folder nor a zip"):
-        load(tmp_path / "set.zip")
     make(tmp_path / "above" / "set")
     with pytest.raises(ValueError, match=r"only the class set.*one folder too high"):
         load(tmp_path / "above")
@@ -185,6 +193,44 @@ def test_bad_roots_are_named(tmp_path: Path) -> None:
     write(unlabelled / "test" / "0.jpg")
     with pytest.raises(ValueError, match=r"no images in 'test'.*without labels cannot be scored"):
         load(unlabelled)
+
+
+def test_bad_zips_are_named(tmp_path: Path) -> None:
+    archive = pack(make(tmp_path / "set"))
+    content = archive.read_bytes()
+    for damaged in (b"not a zip", content.replace(b"PK\1\2", b"PK\0\0", 1)):  # the second: in its list of files
+        archive.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"set\.zip cannot be read as an archive \(.*\); pack it again"):
+            load(archive)
+    (tmp_path / "set.cbz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.cbz, which is neither a folder nor a \.zip; .*rename it to set\.zip"):
+        load(tmp_path / "set.cbz")
+
+
+def test_a_folder_around_all_of_a_zip_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "split/set")
+    archive = pack(tmp_path / "split")
+    with pytest.raises(ValueError, match=r"set data\.train=set/train data\.val=set/val data\.test=set/test$"):
+        load(archive)
+    data = load(archive, train="set/train", val="set/val", test="set/test")
+    assert {split: len(each) for split, each in data.splits.items()} == {"train": 60, "val": 12, "test": 9}
+    make(tmp_path / "whole/set", {".": 20})
+    with pytest.raises(ValueError, match=r"set data\.train=set$"):
+        load(pack(tmp_path / "whole"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path)
+    listed = os.scandir
+
+    def locked(path: Any) -> Any:  # not by its mode, which root may pass over
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match=r"train/cat cannot be listed \(Permission denied\); make it readable"):
+        load(root)
 
 
 def test_a_file_that_is_no_image_is_named_when_decoded(tmp_path: Path) -> None:

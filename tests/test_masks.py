@@ -77,6 +77,16 @@ def test_suffix_joined_and_held_out_splits(tmp_path: Path) -> None:
     assert {split: len(each) for split, each in flat.splits.items()} == {"train": 3, "val": 3, "test": 0}
 
 
+def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path / f"{i}.png", np.zeros((8, 10, 3), np.uint8))
+        write(tmp_path / f"{i}_mask.png", np.full((8, 10), i % 3, np.uint8))
+    data = load(tmp_path, classes=CLASSES, images=".", masks="./", mask_suffix="_mask", val=0.25, test=None)
+    assert {split: len(each) for split, each in data.splits.items()} == {"train": 3, "val": 1, "test": 0}
+    for sample in [*data.splits["train"], *data.splits["val"]]:
+        assert (sample.targets["segment"].load() == int(Path(sample.image).stem) % 3).all()
+
+
 def test_values_and_void_are_mapped(tmp_path: Path) -> None:
     root = make(tmp_path)
     raw = np.array([[7, 30, 99], [255, 0, 7]], np.uint8)
@@ -151,13 +161,18 @@ def test_a_colour_mask_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"classes": None}, "data.classes is not set"),
-        ({"classes": ["a", "b", "a"]}, "names 'a' twice"),
+        ({"classes": "car"}, r"data\.classes is 'car'; expected a list: data\.classes=\[car\]"),
+        ({"classes": ["a", "b", "a"]}, "has the class 'a' twice for segment; remove or rename one, in data.classes"),
         ({"ignore": [2]}, "have 2 twice or out of range"),
         ({"values": [0, 1]}, "2 numbers for 3 classes"),
         ({"values": [0, 1, 300]}, "have 300 twice or out of range"),
         ({"val": "vall"}, r"no folder images/vall \(data.images is images/\{split\}\); did you mean 'val'"),
         ({"masks": "maks/{split}"}, r"no folder maks/train \(data.masks is"),
         ({"mask_suffix": "_x"}, "has no mask"),
+        (
+            {"images": "images/train", "masks": "masks/train", "val": 0.1},
+            r"data\.test is test, but without \{split\} .* set data\.val=0\.1 data\.test=0\.1",
+        ),
         ({"val": "train"}, "is in both train and val"),
         ({"tasks": ["classify"]}, "no targets for classify"),
     ],

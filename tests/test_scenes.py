@@ -139,6 +139,16 @@ def test_arguments_have_folders_of_their_own(cache: Path, tmp_path: Path) -> Non
     assert sorted(cache.rglob("*")) == before
 
 
+@pytest.mark.parametrize("lost", ["train/000001.jpg", "masks/val/000000.png", "annotations/instances_train.json"])
+def test_a_cache_that_has_lost_a_file_is_drawn_anew(tmp_path: Path, lost: str) -> None:
+    read(tmp_path, train=2, val=1, test=0)
+    whole = content(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    (folder / lost).unlink()
+    read(tmp_path, train=2, val=1, test=0)
+    assert content(tmp_path) == whole
+
+
 def test_a_killed_run_leaves_nothing_that_is_trusted(cache: Path, tmp_path: Path) -> None:
     code = (
         "from tasks.data import scenes\n"

@@ -91,6 +91,26 @@ def test_pixels_from_zero_and_listed_classes(root: Path) -> None:
     assert data.splits["train"][1].targets["detect"].labels.tolist() == [1, 0]
 
 
+def test_a_text_beside_a_picture_is_not_taken_for_it(root: Path) -> None:
+    (root / "JPEGImages/b.jpg").rename(root / "JPEGImages/b.PNG")
+    for name in ("b.json", "b.txt", "a.txt"):
+        (root / "JPEGImages" / name).write_text("{}")
+    assert [Path(sample.image).name for sample in read(root).splits["train"]] == ["a.jpg", "b.PNG", "c.jpg"]
+
+
+def test_names_in_lists_may_have_spaces_and_a_column_behind_them(root: Path) -> None:
+    for old, new in (("a", "my  photo"), ("b", "photo 1")):
+        (root / f"JPEGImages/{old}.jpg").rename(root / f"JPEGImages/{new}.jpg")
+        (root / f"Annotations/{old}.xml").rename(root / f"Annotations/{new}.xml")
+    file = root / "ImageSets/Main/train.txt"
+    for text in ("my  photo\nphoto 1\nc\n", "my  photo  1\nphoto 1 -1\nc\t0\n"):
+        file.write_text(text)
+        assert [Path(sample.image).stem for sample in read(root).splits["train"]] == ["my  photo", "photo 1", "c"]
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"train\.txt is not UTF-8 at byte 3; save it so"):
+        read(root)
+
+
 def test_difficult_objects_are_crowd(root: Path) -> None:
     annotate(root, "a", ("cat", 1, 1, 9, 9), difficult=1)
     assert read(root).splits["train"][0].targets["detect"].crowd.tolist() == [True]
@@ -239,6 +259,10 @@ def test_unknown_class_has_a_suggestion(root: Path) -> None:
         read(root, classes=["cat", "dogs"])
     with pytest.raises(ValueError, match=r"not one of 6 images has a box; check data\.classes"):
         read(root, classes=["elephant"], on_error="skip")
+    with pytest.raises(ValueError, match=r"data\.classes is 'cat'; expected a list: data\.classes=\[cat\]"):
+        read(root, classes="cat")
+    with pytest.raises(ValueError, match="has the class 'dog' twice for detect; remove or rename one"):
+        read(root, classes=["dog", "cat", "dog"])
 
 
 def test_layout_faults(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

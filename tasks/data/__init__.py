@@ -6,6 +6,7 @@ where an image lies and what is on it. Nothing is decoded before it is needed, a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,11 +99,19 @@ class Problems:
 
 
 def check_splits(data: DataSet) -> DataSet:
-    """Refuse overlapping splits, a training set without a sample, and more classes than a mask can hold.
+    """Refuse overlapping splits, a training set without a sample, a class twice, and more than a mask can hold.
 
     Raises:
-        ValueError: names an image that stands in two splits, the empty split, or the number of classes.
+        ValueError: names an image that stands in two splits, the empty split, the class, or the number of classes.
     """
+    for task, names in data.classes.items():
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            added = " (voc and coco add it for masks by themselves)" if twice == "background" else ""
+            raise ValueError(
+                f"{data.name} has the class {twice!r} twice for {task}{added}; remove or rename one, in data.classes "
+                "or in the annotations"
+            )
     if len(data.classes.get("segment", ())) > IGNORE:
         raise ValueError(
             f"{data.name} has {len(data.classes['segment'])} classes for masks, the background among them if there is "

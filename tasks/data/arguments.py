@@ -38,6 +38,17 @@ def check_tasks(name: str, tasks: Sequence[str], known: Sequence[str]) -> list[s
     return list(tasks)
 
 
+def check_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes' names.
+
+    Raises:
+        ValueError: a text, whose letters would be the classes.
+    """
+    if isinstance(classes, str):
+        raise ValueError(f"data.classes is {classes!r}; expected a list: data.classes=[{classes}]")
+    return tuple(classes)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'train'? There are train, val`` - the tail of a message about an unknown name."""
     names = list(known)

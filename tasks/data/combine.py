@@ -52,7 +52,8 @@ def read_part(name: str, part: Mapping[str, Any]) -> DataSet:
         if not isinstance(cause, ValueError | OSError):
             raise
         own = "|".join(re.escape(key) for key in part if key != "on_error")
-        raise type(cause)(re.sub(rf"\bdata\.({own})\b", rf"data.parts.{name}.\1", str(cause))) from None
+        kind = FileNotFoundError if isinstance(cause, FileNotFoundError) else ValueError  # not all take just a text
+        raise kind(re.sub(rf"\bdata\.({own})\b", rf"data.parts.{name}.\1", str(cause))) from None
     return data
 
 

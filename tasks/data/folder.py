@@ -15,7 +15,7 @@ from tasks.data.arguments import Names, arrange_splits, check_tasks, did_you_mea
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 AUTO = "auto"
 USUAL = {"train": ("train", "training"), "val": ("val", "validation", "valid", "dev"), "test": ("test", "testing")}
-"""The folders that ``auto`` looks for."""
+"""The folders that ``auto`` looks for, also in capitals."""
 HELD_OUT = 0.1
 """The share of train that ``auto`` holds out where there is no such folder."""
 WHOLE = "."
@@ -84,16 +84,22 @@ class _Tree:
     def __post_init__(self) -> None:
         if self.root.is_dir():
             return
-        if not zipfile.is_zipfile(self.root):
-            raise ValueError(f"data.root is {self.root}, which is neither a folder nor a zip archive")
-        self.members = list(dict.fromkeys(images.open_zip(str(self.root)).namelist()))
+        if self.root.suffix.lower() != ".zip":
+            raise ValueError(
+                f"data.root is {self.root}, which is neither a folder nor a .zip; if it is a zip archive, rename it to "
+                f"{self.root.stem}.zip"
+            )
+        try:
+            names = images.open_zip(str(self.root)).namelist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{self.root} cannot be read as an archive ({error}); pack it again") from error
+        self.members = list(dict.fromkeys(names))
 
     def choose(
         self, train: Names, val: Names | float | None, test: Names | float | None
     ) -> tuple[Names, Names | float | None, Names | float | None]:
         """The splits' folders, with every ``auto`` replaced."""
-        folders = self._folders() or []
-        usual = {split: next((name for name in names if name in folders), None) for split, names in USUAL.items()}
+        usual = self._usual()
         if train == AUTO and usual["train"] is None and (usual["val"] or usual["test"]):
             there = usual["val"] or usual["test"]
             raise ValueError(f"{self.root} has a folder {there}, but none to train on; name it: data.train=<folder>")
@@ -136,9 +142,13 @@ class _Tree:
         if not train:
             return ()  # not a name: `arrange_splits` says so
         if len(classes) < 2:
+            hint, only = "is data.root one folder too high?", classes[0]
+            if self.members is not None and train == [WHOLE]:  # a root cannot lie inside an archive
+                inside = [f"data.{split}={only}/{name}" for split, name in self._usual(only).items() if name]
+                hint = f"if {only} holds them, set {' '.join(inside) or f'data.train={only}'}"
             raise ValueError(
-                f"{self.root} has only the class {', '.join(classes)} in {', '.join(train)}; expected "
-                "<class>/<image> of two or more classes: is data.root one folder too high?"
+                f"{self.root} has only the class {only} in {', '.join(train)}; expected "
+                f"<class>/<image> of two or more classes: {hint}"
             )
         for split, content in found.items():
             extra, missing = sorted(content.keys() - set(classes)), sorted(set(classes) - content.keys())
@@ -152,6 +162,11 @@ class _Tree:
         """What is no image by its extension, in one line."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.ignored.most_common(5))
         return [f"{self.ignored.total()} files that are no images by their names ({kinds})"] if self.ignored else []
+
+    def _usual(self, inside: str = WHOLE) -> dict[str, str | None]:
+        """split -> the folder that is called so; None if there is none."""
+        there = {name.casefold(): name for name in sorted(self._folders(inside) or [])}  # train, even beside Train
+        return {split: next((there[name] for name in names if name in there), None) for split, names in USUAL.items()}
 
     def _folders(self, inside: str = WHOLE) -> list[str] | None:
         """The folders directly in one; None if it does not exist."""
@@ -182,9 +197,13 @@ def _names(choice: Names | float | None) -> list[str]:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Paths of a folder's files, with forward slashes; links to folders are followed, but never in a circle."""
+    """Paths of a folder's files, with forward slashes; links to folders are followed, but never in a circle.
+
+    Raises:
+        OSError: a folder that cannot be listed; names it.
+    """
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -195,6 +214,10 @@ def walk(root: Path) -> Iterator[str]:
         yield from ((start / name).as_posix() for name in files if shown(name))
 
 
+def _refuse(error: OSError) -> None:
+    raise type(error)(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or move it away")
+
+
 def shown(name: str) -> bool:
-    """Not hidden, nor what macOS adds to archives."""
-    return not name.startswith((".", "__MACOSX"))
+    """Not hidden, nor what macOS adds to archives and Linux to disks."""
+    return not name.startswith((".", "__MACOSX", "lost+found"))

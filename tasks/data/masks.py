@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.data import IGNORE, DataSet, Problems, Sample, check_splits
-from tasks.data.arguments import Names, arrange_splits, check_tasks, did_you_mean, open_root
+from tasks.data.arguments import Names, arrange_splits, check_names, check_tasks, did_you_mean, open_root
 from tasks.data.folder import EXTENSIONS, walk
 from tasks.data.images import decode_mask
 from tasks.data.images import size as image_size
@@ -39,9 +39,11 @@ def read(
 
     Args:
         root: the data set's folder.
-        images: the folder of a split's images; ``{split}`` stands for its name.
+        images: the folder of a split's images; ``{split}`` stands for its name. Where neither folder has it, ``val``
+            and ``test`` are shares of train, or None.
         masks: the folder of its masks.
-        mask_suffix: a mask is ``<image's name><mask_suffix>.png`` (or another lossless format).
+        mask_suffix: a mask is ``<image's name><mask_suffix>.png`` (or another lossless format), also in the images' own
+            folder.
         train: the name of a split, or several to join.
         val: likewise, or a share of train to hold out, in (0, 1), or None.
         test: likewise.
@@ -57,12 +59,21 @@ def read(
     """
     path = open_root("masks", root)
     check_tasks("masks", tasks, ("segment",))
+    for split, choice in (("val", val), ("test", test)):
+        if "{split}" not in images + masks and not isinstance(choice, int | float | None):
+            raise ValueError(
+                f"data.{split} is {choice}, but without {{split}} in data.images and data.masks that is train again; "
+                "set data.val=0.1 data.test=0.1 (shares of train), or null"
+            )
     table = value_table(classes, values, ignore)
     pairs = Pairs(path, Problems(path.name, on_error), table)
 
     def load(split: str) -> list[Sample]:
+        pictures = _files(path, "images", images, split, EXTENSIONS, apart=masks)
+        if mask_suffix and Path(images) == Path(masks):
+            pictures = {name: file for name, file in pictures.items() if not name.endswith(mask_suffix)}
         return pairs.match(
-            _files(path, "images", images, split, EXTENSIONS, apart=masks),
+            pictures,
             {
                 name.removesuffix(mask_suffix): file
                 for name, file in _files(path, "masks", masks, split, MASK_EXTENSIONS, apart=images).items()
@@ -79,13 +90,11 @@ def value_table(classes: Sequence[str] | None, values: Sequence[int] | None, ign
     """[256] int16: a file's value -> class index, ``IGNORE`` or ``UNKNOWN``.
 
     Raises:
-        ValueError: no classes, a name or a value twice, a value out of range, or more or fewer values than classes.
+        ValueError: no list of classes, a value twice or out of range, or more or fewer values than classes.
     """
     if not classes:
         raise ValueError("data.classes is not set; list the classes' names in the order of their labels")
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"data.classes names {max(classes, key=list(classes).count)!r} twice")
-    of_class = list(range(len(classes))) if values is None else list(values)
+    of_class = list(range(len(check_names(classes)))) if values is None else list(values)
     if len(of_class) != len(classes):
         raise ValueError(f"data.values has {len(of_class)} numbers for {len(classes)} classes; expected one a class")
     used = [*of_class, *ignore]

@@ -123,13 +123,15 @@ def _default_root() -> Path:
 
 
 def _cached(root: Path, plan: _Plan, workers: int | None) -> Path:
-    """The folder of the plan's scenes. It appears under its name only when it is complete."""
+    """The folder of the plan's scenes. It appears when it is complete, and is drawn anew when it has lost a file."""
     folder = root / plan.name()
-    if folder.is_dir():
+    if _complete(folder, plan):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
+        if folder.is_dir():
+            shutil.rmtree(folder)
         partial = Path(tempfile.mkdtemp(prefix=f"{plan.name()}.partial-", dir=root))
         try:
             _write(partial, plan, workers)
@@ -145,6 +147,16 @@ def _cached(root: Path, plan: _Plan, workers: int | None) -> Path:
             f"scenes: cannot write to {root}: {error}; free space, or set data.root=<another folder>"
         ) from error
     return folder
+
+
+def _complete(folder: Path, plan: _Plan) -> bool:
+    """Whether all is there, and no file has been lost since it was drawn."""
+    return all(
+        (folder / "annotations" / f"instances_{split}.json").is_file()
+        and len(list((folder / split).glob("*.jpg"))) >= count
+        and len(list((folder / "masks" / split).glob("*.png"))) >= count
+        for split, count in plan.counts.items()
+    )
 
 
 def _remove_stale(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.data import Boxes, DataSet, Problems, Sample, check_splits, images
-from tasks.data.arguments import Names, arrange_splits, check_tasks, did_you_mean, open_root
+from tasks.data.arguments import Names, arrange_splits, check_names, check_tasks, did_you_mean, open_root
+from tasks.data.folder import EXTENSIONS
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -57,7 +59,7 @@ def read(
     wanted = check_tasks("voc", tasks, ("detect", "segment"))
     folder = _Folder(path, Problems(path.name, on_error), detect="detect" in wanted, segment="segment" in wanted)
     splits = arrange_splits(folder.samples, train, val, test, seed)
-    names = tuple(classes) if classes is not None else folder.found_classes()
+    names = check_names(classes) if classes is not None else folder.found_classes()
     if not names:
         raise ValueError(f"{path.name}: no object in any file of {path / 'Annotations'}; there is nothing to learn")
     samples = [sample for split in splits.values() for sample in split]
@@ -96,7 +98,8 @@ class _Folder:
                 inside = [child.parent.name for child in self.root.glob("*/JPEGImages")]
                 hint = f"; did you mean data.root={self.root / inside[0]}?" if inside else "; set data.root"
                 raise ValueError(f"{self.root} is not a Pascal VOC folder: it has no {part}{hint}")
-        files = sorted((self.root / "JPEGImages").iterdir(), key=lambda file: (file.suffix == ".jpg", file.name))
+        files = [file for file in (self.root / "JPEGImages").iterdir() if file.suffix.lower() in EXTENSIONS]
+        files.sort(key=lambda file: (file.suffix == ".jpg", file.name))
         self.pictures = {file.stem: file for file in files}  # the .jpg wins over others of its name
         if self.detect and not any((self.root / "Annotations").glob("*.xml")):
             raise ValueError(f"{self.root / 'Annotations'} has no annotations at all; expected <image>.xml files")
@@ -138,8 +141,13 @@ class _Folder:
             every = {entry.stem for entry in lists.glob("*.txt")}
             known = sorted(stem for stem in every if stem.rpartition("_")[2] not in every - {stem})  # not cat_train
             raise ValueError(f"{self.root.name}: no split {split!r} in {lists}{did_you_mean(split, known)}")
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 at byte {error.start}; save it so") from error
+        names = [line.strip() for line in lines if line.strip()]
         # A second column, as in cat_train.txt, says whether the class is there: the annotations say so, too.
-        ids = [line.split()[0] for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        ids = [name if name in self.pictures else re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
         if not ids:
             raise ValueError(f"{file} is empty; expected one image name a line, or name another split")
         return list(dict.fromkeys(ids))
