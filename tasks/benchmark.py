@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from tasks.reporting.results import check_appendable
 from tasks.words import command, pairs, suggest
 
 HELP = """\
@@ -23,7 +24,8 @@ python -m tasks.benchmark [what] [key=value ...]
                             10 %, a busy loop beside it
 
   what is timed             task=classify,detect,segment,multitask   backbone=small,large   head=ssdlite,fcoslite
-                            image_size=224,320   width=0.75,1.0   run=<run folder>,... (a trained model instead)
+                            image_size=224,320   width=0.75,1.0
+                            run=<run folder>,... (a trained model instead; trust=true if it names parts of your own)
                             and any other setting of the command: backbone.reduced_tail=detection head.num_classes=20
   under which conditions    engine=all (the default of latency and paper; cost and check take the fastest) or names
                             threads=1,2   precision=f32,bf16   batch=1,8
@@ -44,7 +46,7 @@ LISTS = ("task", "backbone", "head", "run", "image_size", "width", "engine", "th
 TIMED = {"task", "backbone", "head", "image_size", "width", "engine", "threads", "precision", "batch", "rounds",
          "seconds", "out", "results", "run"}  # fmt: skip
 KEYS = {
-    "latency": TIMED | {"photo", "memory"},
+    "latency": TIMED | {"photo", "memory", "trust"},
     "cost": TIMED - {"run"} | {"plot"},
     "roofline": {"task", "backbone", "head", "image_size", "width", "threads", "batch", "rounds", "out", "results"},
     "paper": {"table", "engine", "threads", "rounds", "seconds", "out", "results"},
@@ -54,6 +56,8 @@ KEYS = {
 """What is measured -> the keys that it knows."""
 PLOTS = (".svg", ".png", ".pdf")
 OVERRIDABLE = {"latency", "cost", "roofline"}
+ONE_AT_A_TIME = {"backbone", "image_size", "engine", "threads", "batch"}
+"""Of peer and check."""
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Options:
     photo: str | None = None
     memory: bool = True
     profile: bool = False
+    trust: bool = False
     results: str | None = "results.jsonl"
     plot: str = "cost.svg"
     peer: str | None = None
@@ -124,6 +129,11 @@ def parse(words: Sequence[str]) -> Options:
     for key, value in (("peer", "torchvision"), ("check", "self")):
         if getattr(options, key) not in (None, value):
             raise ValueError(f"{key}={getattr(options, key)}; expected {key}={value}")
+    for key in ONE_AT_A_TIME & options.given if options.what in ("peer", "check") else ():
+        if len(getattr(options, key)) > 1:
+            raise ValueError(f"{options.what} takes one {key}= at a time: all is measured under one set of conditions")
+    if options.results and "results" in known:
+        check_appendable(options.results)
     return options
 
 
@@ -155,7 +165,7 @@ def read(key: str, text: str) -> object:
     except ValueError:
         expected = "sides of at least 32 px such as 224 or 512x1024" if key == "image_size" else "numbers above 0"
         raise ValueError(f"{key}={text}; expected {expected}") from None
-    if key in ("memory", "profile"):
+    if key in ("memory", "profile", "trust"):
         if text not in ("true", "false"):
             raise ValueError(f"{key}={text}; expected true or false")
         return text == "true"

@@ -62,7 +62,7 @@ def parse(words: Sequence[str]) -> Options:
             raise ValueError(f"there is no key {key!r}{suggest(key, known)}; there are {', '.join(known)}")
         if not value:
             raise ValueError(f"{key}= is empty; --help says what it takes")
-        if key in ("table", "engine", "threads"):
+        if key in ("table", "engine", "threads", "out"):
             setattr(options, key, benchmark.read(key, value))
         elif key == "results":
             options.results = [part for part in value.split(",") if part]

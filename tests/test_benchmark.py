@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import itertools
 import json
 import math
 import os
@@ -10,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +24,19 @@ import torch
 from fixtures import ROOT, Command
 
 from tasks import benchmark, build
-from tasks.deploy import cases, fresh, latency, peer, peer_profile, printed, roofline, timing
+from tasks.deploy import (
+    cases,
+    fresh,
+    latency,
+    latency_text,
+    peer,
+    peer_images,
+    peer_profile,
+    printed,
+    roofline,
+    selfcheck,
+    timing,
+)
 from tasks.reporting.comparison import compare
 from tasks.reporting.ledger import read_ledger
 from tasks.reporting.results import read_records, write_record
@@ -60,6 +75,11 @@ def test_help_and_mistakes_leave_torch_alone() -> None:
         (["run=nowhere"], "run=nowhere"),
         (["memory=maybe"], "expected true or false"),
         (["peer=torchvision", "photo=x.jpg"], "peer has no key 'photo'"),
+        (["peer=torchvision", "threads=1,2"], "peer takes one threads= at a time"),
+        (["check=self", "engine=torch,openvino"], "check takes one engine= at a time"),
+        (["check=self", "backbone=small,large"], "check takes one backbone= at a time"),
+        ([f"results={__file__}/results.jsonl"], "cannot be written to; set results="),
+        (["trust=yes"], "expected true or false"),
     ],
 )
 def test_a_mistake_says_how_to_mend_it(words: list[str], message: str) -> None:
@@ -164,6 +184,53 @@ def test_the_check_counts_its_trials(command: Command) -> None:
     ]  # fmt: skip
     assert all(" of 2 (" in row[2] for row in rows[:3])
     assert done.returncode == any(row[4].startswith("NO") for row in rows)
+
+
+def test_the_check_keeps_what_it_counted_before_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = itertools.count()
+
+    def measure(contenders: dict[str, Any], rounds: int, seed: int) -> timing.Timings:
+        return timing.Timings(tuple(contenders), np.full((rounds, 2), 5.0), 0, True, next(counted) == 3)
+
+    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(selfcheck, "runner_call", lambda case: lambda: None)
+    options = benchmark.parse(["check=self", "backbone=small", "engine=torch", "threads=1", "trials=2", "rounds=8"])
+    assert selfcheck.work(options, cases.plan(options)) == 130
+    said = capsys.readouterr().out
+    assert "| the same model against itself | called different | 0 of 2 (0.0 %) |" in said
+    assert "| a delay of 10 % injected | called slower | 0 of 1 (0.0 %) |" in said
+    assert "a busy loop beside it" not in said
+    assert "stopped   by Ctrl-C" in said
+
+
+def test_a_record_that_cannot_be_written_costs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(latency_text, "write_record", full)
+    monkeypatch.setattr(latency_text, "record", lambda _: {})
+    result: Any = SimpleNamespace(opened=SimpleNamespace(case=SimpleNamespace(label="small")))
+    left_out: list[str] = []
+    latency_text.keep(result, None, left_out)
+    assert not left_out
+    latency_text.keep(result, "runs.jsonl", left_out)
+    assert left_out == ["the record of small: runs.jsonl cannot be written (No space left on device)"]
+
+
+def test_a_run_of_ones_own_parts_is_loaded_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"task": "classify", "backbone": "small", "head": "mine", "image_size": 64, "config": {"backbone": {}}}
+    (tmp_path / "record.json").write_text(json.dumps(fields))
+    asked: list[Any] = []
+    monkeypatch.setattr(latency, "load", lambda run, trust: asked.append(trust))
+    monkeypatch.setattr(fresh.subprocess, "run", lambda words, **_: asked.append(json.loads(words[-1])["trust"]))
+    for words in ([], ["trust=true"]):
+        (case,) = cases.plan(benchmark.parse([f"run={tmp_path}", "engine=torch", "threads=1", *words])).cases
+        latency.Store(tmp_path).model(case.network)
+        with pytest.raises(AttributeError):  # no process ran
+            fresh.peak_memory(case, None)
+    assert asked == [False, False, True, True]
 
 
 def test_of_many_cases_all_are_timed_beside_the_first_that_opens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +401,21 @@ def test_both_sides_of_a_row_give_the_same(row: str) -> None:
         torch.set_num_threads(before)
     apart = peer.difference(ours.check, theirs.check)
     assert apart is None if row.startswith("predict") else apart <= peer.ROWS[row].tolerance
+
+
+def test_the_photo_of_predict_is_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = torch.get_num_threads()
+    try:
+        work = peer_images.predict_loop({"row": "predict_files", "engine": "torch", "threads": 1}, ours=True)
+        work.call()
+        (folder,) = tmp_path.iterdir()
+        assert folder.is_dir()
+        del work
+        gc.collect()
+        assert not list(tmp_path.iterdir())
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -182,6 +182,18 @@ def test_calm_measurements_are_preferred() -> None:
     assert "the latency of 1 row was only ever measured on a busy machine" in table.mind
 
 
+def test_a_benchmark_on_a_calm_machine_outvotes_what_nobody_checked() -> None:
+    records = runs("a", [0.3, 0.4, 0.5], latency=LATENCY)
+    [table] = compare(records).tables
+    assert any(line.startswith("the latency of 1 row is of some seconds after training") for line in table.mind)
+    calm = record(backbone="a", metrics={}, latency=LATENCY | {"median_ms": 5.0, "noisy": False})
+    [table] = compare([*records, calm]).tables
+    assert table.rows[0].latency_ms == 5.0
+    assert not any("after training" in line for line in table.mind)
+    busy = record(backbone="a", metrics={}, latency=LATENCY | {"median_ms": 60.0, "noisy": True})
+    assert compare([*records, busy]).tables[0].rows[0].latency_ms == 6.5
+
+
 def test_filters_choose_and_say_what_they_left_out() -> None:
     records = [*runs("small", [0.1]), *runs("large", [0.2], config={"optimizer": {"lr": 0.5}}), *runs("large_x", [0.3])]
     comparison = compare(records, {"backbone": ["large*"]})
@@ -280,6 +292,27 @@ def test_the_folder_says_which_data_a_layout_holds() -> None:
     tables = compare(runs).tables
     assert sorted(len(row.runs) for table in tables for row in table.rows) == [1, 2]
     assert len(tables) == 2
+
+
+@pytest.mark.parametrize("name", ["coco", "imagenet"])
+def test_two_sets_in_a_known_layout_are_two(name: str) -> None:
+    roots = ("/datasets/set", "/d/set", "/d/cars")
+    runs = [
+        {**example()[0], "data": name, "seed": seed, "config": {"data": {"name": name, "root": root}}}
+        for seed, root in enumerate(roots)
+    ]
+    assert sorted(len(row.runs) for table in compare(runs).tables for row in table.rows) == [1, 2]
+
+
+def test_where_the_parts_of_a_joint_set_lie_makes_no_difference() -> None:
+    def joint(seed: int, cells: str, streets: str) -> dict[str, Any]:
+        parts = {"cells": {"name": "bccd", "root": cells}, "streets": {"name": "masks", "root": streets}}
+        return record(data="combined", seed=seed, config={"data": {"name": "combined", "parts": parts}})
+
+    same = [joint(0, "../data/bccd", "/d/streets"), joint(1, "/d/cells", "/disk/streets/")]
+    [table] = compare(same).tables
+    assert [len(row.runs) for row in table.rows] == [2]
+    assert len(compare([*same, joint(2, "/d/cells", "/d/fields")]).tables) == 2
 
 
 def test_n_is_that_of_the_mean() -> None:

@@ -19,7 +19,7 @@ from tasks.data.loader import Samples, evaluation_loader
 from tasks.deploy import artefact, facts, parity
 from tasks.deploy.graph import Form, Graph
 from tasks.deploy.parity import Difference, blocks
-from tasks.deploy.session import Runner, available, engine, engine_names, open_file, open_graph, open_model
+from tasks.deploy.session import Runner, available, engine, engine_names, has_bf16, open_file, open_graph, open_model
 from tasks.training import checkpoint
 from tasks.training.build import OURS, read_data
 from tasks.training.model import Model
@@ -202,7 +202,7 @@ def test_sessions_of_onnxruntime_do_not_spin_into_each_other() -> None:
 def test_bfloat16_is_near(name: str) -> None:
     if deploy.lacking(name):
         pytest.skip(f"{name} is not installed")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bf16():
         pytest.skip("this CPU has no bfloat16")
     graph, image = Graph(network("classify"), Form((64, 96), batch=2)), pictures(2, (64, 96))
     (runner,) = runners(graph, (name,), "bf16")
@@ -210,6 +210,21 @@ def test_bfloat16_is_near(name: str) -> None:
     assert half.dtype == np.float32
     gap = np.abs(half - exact).max() / np.abs(exact).max()
     assert 1e-6 < gap < 0.1, "not calculated in bf16, or far off"
+
+
+@pytest.mark.parametrize(
+    ("line", "has"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx512f avx512vl", False),  # torch emulates it there, and says yes
+    ],
+)
+def test_bfloat16_is_an_instruction(line: str, has: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    assert has_bf16(tmp_path / "cpuinfo") is has
+    assert has_bf16(tmp_path / "none") in (True, False)
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_all_tasks_at_once_inside_the_graph(tmp_path: Path, capsys: pytest.Captu
     pytest.importorskip("onnxruntime")
     run = write_run(tmp_path / "run", "multitask", [*TINY_SCENES, *SIZE])
     file = export.run(settings(run, "engine=onnxruntime", "postprocess=inside", "batch=2"))
-    assert file.name == "onnxruntime_inside.onnx"
+    assert file.name == "onnxruntime_batch2_inside.onnx"
     said = capsys.readouterr().out
     assert predictor(file).predict(np.zeros((90, 70, 3), np.uint8)).keys() == {"classify", "detect", "segment"}
     for name in ("classify/top1", "detect/map", "segment/miou", "detect/boxes"):
@@ -193,6 +193,7 @@ def test_detections_inside_a_graph_for_all_sizes(name: str, tmp_path: Path) -> N
     pytest.importorskip(name)
     run = write_run(tmp_path / "run", "detect", [*TINY_SCENES, *SIZE])
     file = export.run(settings(run, f"engine={name}", "size=dynamic", "postprocess=inside", "limit=2"))
+    assert file.stem == f"{name}_dynamic_inside"
     found = open_file(file, 1).run(np.zeros((1, 3, 96, 160), np.uint8))
     assert found["detect/boxes"].shape[1:] == (*found["detect/scores"].shape[1:], 4)
 
@@ -219,6 +220,9 @@ def test_the_score_of_the_gate_is_the_models_own(
         (["run=nowhere"], "there is no run folder nowhere"),
         (["run=x", "engine=onnxruntim"], "did you mean 'onnxruntime'?"),
         (["run=x", "engine=torch"], "writes no file"),
+        (["run=x", "engine=null"], "there is no engine None; there are"),
+        (["run=x", "tol=0.01"], "tol is 0.01; expected tol.metric="),
+        (["run='~no_such_user'"], "there is no run folder ~no_such_user"),
         (["run=x", "size=fixd"], "expected fixed or dynamic"),
         (["run=x", "precision=bf17"], "precision=bf17"),
         (["run=x", "batch=0"], "batch is 0"),
@@ -245,6 +249,49 @@ def test_a_run_that_names_foreign_readers_is_refused(classifier: Path, tmp_path:
     checkpoint.save(tmp_path / checkpoint.BEST, content)
     with pytest.raises(ValueError, match=r"would read its data by os\.system"):
         export.run(settings(tmp_path))
+
+
+def test_a_head_of_ones_own_is_exported_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "my_head.py").write_text("from heads.linear import Linear\n\n\nclass Mine(Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = write_run(tmp_path / "run", "classify", [*TINY_SCENES, *SIZE, "head=linear", "head._target_=my_head.Mine"])
+    with pytest.raises(ValueError, match=r"would run my_head\.Mine"):
+        export.run(settings(run, "limit=1"))
+    file = export.run(settings(run, "limit=1", "trust=true"))
+    assert "trust=True)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"would run my_head\.Mine.*trust=true"):
+        open_file(file, 1)
+    assert predictor(file, trust=True).predict(np.zeros((90, 70, 3), np.uint8)).keys() == {"classify"}
+
+
+def test_data_that_were_moved_are_found() -> None:
+    joint = {"name": "combined", "parts": {"cells": {"root": "/old", "val": 0.1}, "streets": {"root": "/streets"}}}
+    typed = compose("export", ["+data.parts.cells.root=/new"])["data"]
+    assert export.relocated(joint, typed["root"], OmegaConf.to_container(typed["parts"])) == {
+        "name": "combined", "parts": {"cells": {"root": "/new", "val": 0.1}, "streets": {"root": "/streets"}},
+    }  # fmt: skip
+    assert export.relocated({"name": "bccd", "root": "/old"}, "/new", {}) == {"name": "bccd", "root": "/new"}
+    both = r"\+data\.parts\.cells\.root=, \+data\.parts\.streets\.root="
+    with pytest.raises(ValueError, match=rf"data\.root is /new, but .* is made of parts; set {both}"):
+        export.relocated(joint, "/new", {})
+    with pytest.raises(ValueError, match=rf"data\.parts\.dogs is .*; set {both}"):
+        export.relocated(joint, None, {"dogs": {"root": "/new"}})
+
+
+def test_a_part_that_is_not_there_is_named_as_it_is_typed(tmp_path: Path, voc: Path) -> None:
+    from tasks.training import checkpoint
+
+    run = write_run(tmp_path / "run", "detect", ["data=voc", f"data.root={voc}", *SIZE])
+    content = checkpoint.load(run / checkpoint.BEST)
+    part = {**content["config"]["data"], "root": "/nowhere"}
+    content["config"]["data"] = {"name": "combined", "_target_": "tasks.data.combine.read", "parts": {"cells": part}}
+    content["config"]["data"]["_recursive_"] = False
+    checkpoint.save(run / checkpoint.BEST, content)
+    with pytest.raises(FileNotFoundError, match=r"/nowhere.*; set \+data\.parts\.cells\.root"):
+        export.run(settings(run))
 
 
 def test_the_config_says_everything() -> None:

@@ -400,6 +400,7 @@ def test_a_mistake_in_the_data_is_named(tmp_path: Path, wrong: str, message: str
         (["engine=torch"], "add latency=true"),
         (["3"], "'3' is no key=value"),
         (["results=none.jsonl"], "none.jsonl is not a file"),
+        (["out=."], "out=. is a folder; expected a file's name"),
     ],
 )
 def test_mistakes_end_in_one_line(

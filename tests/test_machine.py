@@ -63,6 +63,20 @@ def test_load_average_stands_in_where_shares_are_not_known() -> None:
     assert machine.noise(machine.Load(1.0, 0.01, 3.5, None), cores=4) == []  # known to be quiet
 
 
+def test_the_load_average_is_from_before_our_own_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averages = iter([0.25, 3.5, 3.5])
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(averages), 0.0, 0.0), raising=False)
+    machine.load_average.cache_clear()
+    try:
+        machine.Watch()
+        later = machine.Watch(proc=tmp_path / "none").load()
+        assert later.average == 0.25
+        assert machine.noise(later, cores=2) == []
+        assert "load average before 0.25" in machine.in_words([2])[1]
+    finally:
+        machine.load_average.cache_clear()
+
+
 def test_restless_timings_are_noise() -> None:
     quiet = machine.Load(1.0, 0.0, 0.0, 0)
     draw = np.random.default_rng(0)

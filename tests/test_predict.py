@@ -14,6 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from fixtures import ROOT, SHARED
 from PIL import Image
 
 from tasks import load, predictor
-from tasks.cli import compose
+from tasks.cli import compose, quoted
 from tasks.deploy import choice
 from tasks.deploy import predict as command
 from tasks.deploy.frames import BEGIN, Frame, Stems, open_frames, video_suffix
 from tasks.deploy.predictor import Predictor, Room, Seen, ahead, open_predictor, overhead, predicted, read
 from tasks.deploy.session import open_model
-from tasks.deploy.writers import Ids
-from tasks.predict import quoted
+from tasks.deploy.video import Video
+from tasks.deploy.writers import Growing, Ids
 from tasks.reporting.drawing import colour
 from tasks.reporting.overlay import draw, picture
 from tasks.training import checkpoint
@@ -318,6 +319,54 @@ def test_a_stop_leaves_whole_files(
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+def test_a_full_disk_leaves_lists_that_end_with_what_fitted(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = [json.dumps({"id": i, "name": "x" * (i % 90)}) for i in range(5000)]
+
+    def fill(one: Growing, line_end: str) -> None:
+        for row in rows:
+            one.add(row + line_end)
+
+    for fits in range(9990, 10_090, 7):  # wherever a row is cut
+        lists = {"json": Growing(tmp_path / "a.json", "[\n", ",\n", "\n]\n"), "csv": Growing(tmp_path / "a.csv")}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fits, before[1]))
+        try:
+            for kind, one in lists.items():
+                with pytest.raises(OSError, match="too large"):
+                    fill(one, "" if kind == "json" else "\n")
+                with pytest.raises(OSError, match=rf"a\.{kind} ends with what fitted .*; free space"):
+                    one.close(True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        found = json.loads((tmp_path / "a.json").read_text())
+        assert len(found) > 120
+        assert found == [json.loads(row) for row in rows[: len(found)]]
+        lines = (tmp_path / "a.csv").read_text().splitlines()
+        assert lines == rows[: len(lines)]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+def test_what_cannot_be_ended_is_kept_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()  # the name is taken: nothing can be renamed to it
+    one = Growing(tmp_path / "a.json", "[\n", ",\n", "\n]\n")
+    one.add("1")
+    with pytest.raises(OSError, match=r"a\.json cannot be written .* lies in .*\.partial"):
+        one.close(True)
+    assert json.loads(one.partial.read_text()) == [1]
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "~$IMG_1.jpg")
+    run(runs["classify"], "~$IMG_1.jpg", "~out", draw="false")
+    assert (tmp_path / "~out" / "classes.csv").is_file()
+    with pytest.raises(FileNotFoundError, match="no run folder ~no_such_user"):
+        predictor("~no_such_user")
+
+
 def test_images_that_are_decoded_at_once_share_the_room() -> None:
     room, taken, most, small = Room(100), [0], [0], [0]
     lock = threading.Lock()
@@ -529,6 +578,20 @@ def test_video(runs: dict[str, Path], tmp_path: Path) -> None:
         open_frames(str(tmp_path / "bad.mp4"), LIMIT)
 
 
+def test_a_legend_that_grows_moves_no_picture(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    video = Video(tmp_path / "drawn.mp4", Fraction(10), 0.15)
+    for strip in (20, 60, 80, 40):
+        frame = np.full((300 + strip, 481, 3), 255, np.uint8)
+        frame[:300] = 0
+        video.add(Image.fromarray(frame))
+    video.close()
+    with av.open(str(tmp_path / "drawn.mp4")) as written:
+        drawn = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
+    assert [frame.shape for frame in drawn] == [(392, 482, 3)] * 4
+    assert all(frame[:290].max() < 60 and frame[310:].min() > 190 for frame in (one[:, :470] for one in drawn))
+
+
 def check_clip(out: Path, name: str) -> None:
     """What is predicted of ``write_clip``'s video, and drawn on it."""
     rows = list(csv.DictReader((out / "classes.csv").open()))
@@ -617,6 +680,8 @@ def test_a_path_reaches_the_command_as_typed(path: str) -> None:
     ("setting", "message"),
     [
         ({"engine": "onxruntime"}, "did you mean 'onnxruntime'"),
+        ({"engine": "null"}, "there is no engine None; there are"),
+        ({"engine": 1}, "there is no engine 1; there are"),
         ({"limit": 0}, "limit is 0"),
         ({"score": 2}, "score is 2"),
         ({"on_error": "ignore"}, "expected skip or fail"),

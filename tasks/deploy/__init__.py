@@ -87,7 +87,7 @@ def facts(name: str) -> dict[str, Any]:
     """
     known = engine_names()
     if name not in known:
-        raise ValueError(f"there is no engine {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+        raise ValueError(f"there is no engine {name!r}{suggest(str(name), known)}; there are {', '.join(known)}")
     found = {}
     for node in ast.parse((FOLDER / f"engine_{name}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():

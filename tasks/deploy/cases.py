@@ -42,6 +42,8 @@ class Network(NamedTuple):
     """What builds it: ``tasks.build(task, overrides)``."""
     run: str | None
     """The run folder of a trained one."""
+    trust: bool = False
+    """Load it even if it names parts that are not of this suite."""
 
 
 class Case(NamedTuple):
@@ -88,7 +90,7 @@ def plan(options: Options) -> Plan:
         if options.engine is None and options.what in ONE_ENGINE
         else engines_of(options.engine, left_out)
     )
-    networks = [of_run(run) for run in options.run] or untrained(options)
+    networks = [of_run(run)._replace(trust=options.trust) for run in options.run] or untrained(options)
     found = []
     for threads, batch, network, engine, precision in product(
         options.threads or [cores()], options.batch, networks, engines, options.precision

@@ -16,8 +16,18 @@ from torch.utils.data import DataLoader
 from heads import Size
 from tasks.data.loader import Samples, evaluation_loader
 from tasks.deploy import artefact, contract, engine_names, facts, parity
+from tasks.deploy.frames import expanded
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.session import Runner, check_precision, cores, in_our_words, open_file, open_graph, open_model
+from tasks.deploy.session import (
+    Runner,
+    check_precision,
+    cores,
+    foreign_parts,
+    in_our_words,
+    open_file,
+    open_graph,
+    open_model,
+)
 from tasks.reporting.closing import SHOWN
 from tasks.training import checkpoint, setup
 from tasks.training.build import as_size, foreign_targets, make, model_from_run, plain, read_data
@@ -108,6 +118,8 @@ def check(config: Mapping[str, Any]) -> None:
     """
     if config["run"] is None:
         raise ValueError("run is not set; run=<run folder>, the one that a training command printed")
+    if not isinstance(config["tol"], dict):
+        raise ValueError(f"tol is {config['tol']!r}; expected tol.metric=<number> or tol.output=<number>")
     writing = [name for name in engine_names() if facts(name)["SUFFIX"]]
     contract(config["engine"])
     if config["engine"] not in writing:
@@ -127,7 +139,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 def read(config: Mapping[str, Any]) -> Source:
     """The run's model, at the size that is asked for."""
-    path = Path(str(config["run"]))
+    path = expanded(str(config["run"]))
     model = model_from_run(path, config["trust"]).eval()
     file = checkpoint_of(path)
     run_config = checkpoint.load(file)["config"]
@@ -152,7 +164,7 @@ def target(config: Mapping[str, Any], source: Source) -> Path:
     """
     suffix = facts(config["engine"])["SUFFIX"]
     if config["out"] is not None:
-        out = Path(config["out"])
+        out = expanded(str(config["out"]))
         if out.suffix != suffix:
             raise ValueError(f"out is {out}; files of engine {config['engine']} end in {suffix}")
         if out.is_dir():
@@ -161,6 +173,8 @@ def target(config: Mapping[str, Any], source: Source) -> Path:
     words = [config["engine"]]
     if list(source.image_size) != source.config["image_size"]:
         words.append(f"{source.image_size[0]}x{source.image_size[1]}")
+    words += ["dynamic"] * (config["size"] == "dynamic")
+    words += [f"batch{config['batch']}"] if config["batch"] else []
     words += ["inside"] * (config["postprocess"] == "inside")
     return source.checkpoint.parent / "export" / f"{'_'.join(words)}{suffix}"
 
@@ -172,13 +186,14 @@ def images(config: Mapping[str, Any], source: Source, batch: int | None) -> tupl
         ValueError: the data set's reader is not of this suite and the run is not trusted.
         FileNotFoundError: the data set is not where it was.
     """
-    data_config = source.config["data"]
-    if config["data"]["root"] is not None:
-        data_config = {**data_config, "root": config["data"]["root"]}
+    data_config = relocated(source.config["data"], config["data"]["root"], config["data"]["parts"])
     strange = foreign_targets(data_config)
     if strange and not config["trust"]:
         raise ValueError(f"the run would read its data by {', '.join(sorted(strange))}; if you know it, trust=true")
-    data = read_data({"data": data_config})
+    try:
+        data = read_data({"data": data_config})
+    except FileNotFoundError as error:  # names the key as the training command has it
+        raise FileNotFoundError(str(error).replace("; set data.parts.", "; set +data.parts.")) from None
     split = "val" if data.splits.get("val") else "test"
     samples = data.splits.get(split, [])[: config["limit"]]
     if not samples:
@@ -187,6 +202,31 @@ def images(config: Mapping[str, Any], source: Source, batch: int | None) -> tupl
         samples, tuple(source.config["heads"]), source.model.view, 0, False, data_config.get("on_error") or "fail"
     )
     return evaluation_loader(view, batch or min(8, source.config["eval_batch_size"]), 0), f"{data.name} {split}"
+
+
+def relocated(data: Mapping[str, Any], root: str | None, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run's data set, where it lies now.
+
+    Args:
+        data: as trained with.
+        root: of the whole; None: as it was.
+        parts: name -> ``{root: folder}``, of a set that is made of parts.
+    Raises:
+        ValueError: a root where the set has none.
+    """
+    of_parts = data.get("parts") or {}
+    known = ", ".join(f"+data.parts.{name}.root=" for name in of_parts) or "data.root="
+    if root is not None and of_parts:
+        raise ValueError(f"data.root is {root}, but the run's data set is made of parts; set {known}")
+    if not isinstance(parts, Mapping):
+        raise ValueError(f"data.parts is {parts!r}; expected {known}")
+    for name, part in parts.items():
+        if name not in of_parts or not isinstance(part, Mapping) or list(part) != ["root"]:
+            raise ValueError(f"data.parts.{name} is {part!r}, which the run's data set does not have; set {known}")
+    whole = {**data, **({} if root is None else {"root": root})}
+    if parts:
+        whole["parts"] = {name: {**part, **parts.get(name, {})} for name, part in of_parts.items()}
+    return whole
 
 
 def move(file: Path, to: Path) -> Path:
@@ -224,7 +264,7 @@ def conclude(console: Console, file: Path, runner: Runner) -> None:
     """Where it lies, what it is, how to run it."""
     size = sum(part.stat().st_size for part in parts(file))
     height, width = runner.image_size
-    trust = ", trust=True" if facts(runner.name).get("RUNS_CODE") else ""
+    trust = ", trust=True" if facts(runner.name).get("RUNS_CODE") or foreign_parts(runner.metadata) else ""
     sides = "any, any" if runner.metadata["dynamic_size"] else f"{height}, {width}"
     console.print(
         f"artefact    {file}  {size / 1e6:.1f} MB\n"

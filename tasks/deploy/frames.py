@@ -60,6 +60,13 @@ class Frames:
     """Suffix -> files there that are no images by their names."""
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` for the user's home; a name that begins with ~ and is nobody's home stays as it is."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def open_frames(images: str | None, max_pixels: int) -> Frames:
     """Find the images; nothing is decoded yet.
 
@@ -75,9 +82,7 @@ def open_frames(images: str | None, max_pixels: int) -> Frames:
         raise FileNotFoundError(
             "images is not set; set images=<a folder, a file, a glob, a list.txt, an archive.zip, a video, or ->"
         )
-    path = Path(images)
-    with suppress(RuntimeError):  # a name that begins with ~ and is nobody's home
-        path = path.expanduser()
+    path = expanded(images)
     text, suffix = str(path), path.suffix.lower()
     if path.is_dir():
         found = from_folder(path, max_pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,13 @@ def peak_memory(case: Case, file: Path | None) -> Memory | str:
         "file": file and str(file),
         "task": network.task,
         "overrides": network.overrides,
-        "run": network.run and str(Path(network.run).resolve()),  # the process works in another folder
+        "run": network.run,
+        "trust": network.trust,
     }
     words = [sys.executable, "-m", "tasks.deploy.fresh", json.dumps(asked)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[2])  # it works in this folder, where a run's own parts may lie
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return f"its process ended with {done.returncode}: {lines[-1][:200] if lines else 'without a word'}"
@@ -64,7 +68,7 @@ def load_and_run(asked: dict[str, Any]) -> Memory:
         from tasks.deploy.session import open_model
 
         before = resident_peak()
-        model = load(asked["run"]) if asked["run"] else build(asked["task"], asked["overrides"])
+        model = load(asked["run"], asked["trust"]) if asked["run"] else build(asked["task"], asked["overrides"])
         session: Any = open_model(model, asked["engine"], asked["threads"], asked["precision"], asked["shape"][0])
     else:
         before = resident_peak()

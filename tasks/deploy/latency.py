@@ -17,11 +17,10 @@ from tasks.benchmark import Options
 from tasks.deploy import artefact, contract, facts, fresh, machine, stages, timing
 from tasks.deploy.cases import Case, Network, Plan
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, notes, record, table, weights_mb
+from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, keep, notes, table, weights_mb
 from tasks.deploy.progress import Progress, show
 from tasks.deploy.session import Runner, check_precision, leave_cores_to_the_engine, open_model
 from tasks.reporting.costs import count
-from tasks.reporting.results import write_record
 from tasks.training.model import Model
 
 ROUNDS = 100
@@ -40,7 +39,9 @@ class Store:
     def model(self, network: Network) -> Model:
         """Built or loaded once."""
         if network not in self.models:
-            self.models[network] = load(network.run) if network.run else build(network.task, network.overrides)
+            self.models[network] = (
+                load(network.run, network.trust) if network.run else build(network.task, network.overrides)
+            )
         return self.models[network]
 
     def file(self, case: Case) -> Path:
@@ -71,7 +72,7 @@ def work(options: Options, planned: Plan) -> int:
         lines = [*machine.in_words(threads, sorted(packages)), *notes(results, whole.load(), left_out)]
         show([*table(results), "", *lines], options.out)
         if options.results:
-            print(f"{len(results)} records in {Path(options.results).resolve()}", file=sys.stderr)
+            print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
     else:
         print("\n".join(f"left out: {line}" for line in left_out), file=sys.stderr)
     return 130 if interrupted else 0 if results else 1
@@ -88,7 +89,7 @@ def sweep(options: Options, cases: Sequence[Case], results: list[Result], left_o
                 part, group = group[: TOGETHER - len(first)], group[TOGETHER - len(first) :]
                 try:
                     opened = [*first, *open_group(part, store, progress, left_out)]
-                    stop = time_group(opened, options, photo, progress, results)
+                    stop = time_group(opened, options, photo, progress, results, left_out)
                 except KeyboardInterrupt:
                     stop = True
                 progress.clear()
@@ -143,9 +144,14 @@ def open_case(case: Case, store: Store) -> Opened:
 
 
 def time_group(
-    opened: Sequence[Opened], options: Options, photo: Path, progress: Progress, results: list[Result]
+    opened: Sequence[Opened],
+    options: Options,
+    photo: Path,
+    progress: Progress,
+    results: list[Result],
+    left_out: list[str],
 ) -> bool:
-    """Time a group side by side, then each one's stages and memory; appends to ``results`` and writes records.
+    """Time a group side by side, then each one's stages and memory; appends to the lists and writes records.
 
     Returns:
         Whether Ctrl-C ended it; what was timed until then is in ``results``.
@@ -177,8 +183,7 @@ def time_group(
             except KeyboardInterrupt:
                 stop = True
         results.append(result)
-        if options.results:
-            write_record(options.results, record(result))
+        keep(result, options.results, left_out)
     return stop
 
 

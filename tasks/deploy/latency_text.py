@@ -16,7 +16,7 @@ from tasks.deploy.cases import Case, record_of
 from tasks.deploy.progress import typed
 from tasks.deploy.session import Runner
 from tasks.reporting.costs import Costs
-from tasks.reporting.results import cpu_name, git_state
+from tasks.reporting.results import cpu_name, git_state, write_record
 from tasks.training.build import plain
 
 STAGE_ROUNDS = 20
@@ -111,6 +111,17 @@ def notes(results: Sequence[Result], load_beside: machine.Load, left_out: Sequen
         if not result.steady:
             lines.append(f"unsteady  {result.opened.case.label}: warm-up ended by its limit, not by its rule")
     return lines + [f"left out  {line}" for line in left_out]
+
+
+def keep(result: Result, results: str | None, left_out: list[str]) -> None:
+    """Append the record of a measurement to ``results``; where that fails the table is shown all the same, with why."""
+    if results is None:
+        return
+    try:
+        write_record(results, record(result))
+    except OSError as error:
+        label = result.opened.case.label
+        left_out.append(f"the record of {label}: {results} cannot be written ({error})")
 
 
 def record(result: Result) -> dict[str, Any]:

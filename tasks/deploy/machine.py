@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Load(NamedTuple):
     others_cores: float | None
     """Cores' worth of time taken by others (0.5: half of one core); None: not known here."""
     average: float | None
-    """The system's load average over a minute, at the start, before a run adds its own; None: not known."""
+    """The system's load average over a minute, before this command began to measure; None: not known."""
     preempted: int | None
     """How often this process had to give up its core."""
 
@@ -136,8 +137,9 @@ def own_seconds(strangers: Sequence[int] = (), proc: Path = PROC) -> float | Non
     return sum(found[pid][1] for pid in family) / tick
 
 
+@cache
 def load_average() -> float | None:
-    """Over the last minute; None where the system has none."""
+    """Over the minute before this process first asked: later our own work is in it. None where the system has none."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):

@@ -174,9 +174,6 @@ class Outcome(NamedTuple):
 def work(options: Options) -> int:
     """Measure the rows asked for, print the table as it grows complete. Returns the exit code."""
     rows = chosen(options.rows)
-    for key in ("threads", "batch", "engine"):
-        if len(getattr(options, key) or []) > 1:
-            raise ValueError(f"peer takes one {key} at a time: every row is measured under one set of conditions")
     engine = (engines_of(options.engine, []) if options.engine else available())[0]
     check_threads(options.threads or [])
     count = (options.threads or [cores()])[0]

@@ -215,11 +215,9 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
     """The loop behind ``tasks.predict`` (ours), and nothing but the engine on prepared images (the peer)."""
     model = build("classify", ["backbone=small", "data=imagenet", "head.num_classes=1000", "image_size=[224,224]"])
     runner = open_model(model, asked["engine"], asked["threads"])
-    with tempfile.TemporaryDirectory() as folder:
-        file = stages.photo(Path(folder), None).read_bytes()
-    kept = Path(tempfile.gettempdir()) / f"mobilenetv3_bench_{hashlib.sha256(file).hexdigest()[:12]}.jpg"
-    kept.write_bytes(file)
-    image = decode(str(kept))
+    folder = tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_", ignore_cleanup_errors=True)
+    file = stages.photo(Path(folder.name), None)
+    image = decode(str(file))
     fitted, size = runner.fit(image), (image.shape[0], image.shape[1])
     detail = f"{IMAGES} images a turn, one at a time, {runner.name} {runner.version}"
     if not ours:
@@ -231,7 +229,7 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
 
         return Work(bare, IMAGES, "", detail)
     loop = predictor.Predictor(runner)
-    frame = Frame(kept.name, kept.stem, partial(decode, str(kept)), kept)
+    frame = Frame(file.name, file.stem, partial(decode, str(file)), file)
 
     def from_files() -> Any:
         return predictor.ahead(lambda one: predictor.read(one, loop.fit, False), [frame] * IMAGES, 1, 2)
@@ -245,7 +243,7 @@ def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
         for _ in predictor.predicted(loop, source(), 1):
             pass
 
-    return Work(run, IMAGES, "", detail)
+    return Work(run, IMAGES, "", detail, kept=folder)
 
 
 WORKS = {

@@ -31,6 +31,8 @@ class Work(NamedTuple):
     """The engine's call alone, see ``peer_profile``."""
     late: bool = False
     """What a timed call returns is what the other side must give, too: it takes too long to call it once more."""
+    kept: object = None
+    """What must live as long as the work."""
 
 
 def main() -> None:

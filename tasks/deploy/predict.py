@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tasks.data.images import MAX_BYTES, decode
 from tasks.deploy import engine
-from tasks.deploy.frames import BEGIN, Frame, Frames, open_frames, video_library, video_suffix
+from tasks.deploy.frames import BEGIN, Frame, Frames, expanded, open_frames, video_library, video_suffix
 from tasks.deploy.predictor import AUTO, STAGES, Predictor, Room, Seen, ahead, open_predictor, predicted, read
 from tasks.deploy.session import cores
 from tasks.deploy.writers import ENTRIES, SKIPPED, VIDEO, Output
@@ -72,7 +72,7 @@ def predict_all(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError, OSError: see ``predict``.
     """
-    out = Path(config["out"] or OUT).expanduser()
+    out = expanded(config["out"] or OUT)
     frames = open_frames(config["images"], limit_of(config))
     check_out(out, frames, config["images"])
     items = iter(frames.items)
@@ -147,7 +147,7 @@ def check_out(out: Path, frames: Frames, images: str) -> None:
     whole = out.resolve()
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; expected a folder, or a name for a new one")
-    if whole / VIDEO == Path(images).expanduser().resolve():
+    if whole / VIDEO == expanded(images).resolve():
         raise ValueError(f"images={images} is what would be written; choose another folder: out=")
     if frames.root is not None and whole.is_relative_to(frames.root.resolve()):
         raise ValueError(
@@ -256,7 +256,7 @@ def predict_one(config: Mapping[str, Any], file: Path) -> None:
     (seen,) = predicted(predictor, [seen], 1)
     seen.predictions = {task: shortened(found, config["limit"]) for task, found in seen.predictions.items()}
     if config["out"] is not None:
-        with Output(Path(config["out"]).expanduser(), predictor.classes, config["annotations"]) as output:
+        with Output(expanded(config["out"]), predictor.classes, config["annotations"]) as output:
             save(seen, output, float(config["score"]), config["limit"])
             output.add(seen.frame, seen.size, seen.predictions)
     entries = {task: ENTRIES[task](found, predictor.classes[task]) for task, found in seen.predictions.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from heads import Size
 from tasks.data.drawing import draw_scene
 from tasks.deploy.choice import choose
-from tasks.deploy.frames import Frame
+from tasks.deploy.frames import Frame, expanded
 from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model, thread_count
 from tasks.reporting.overlay import Picture, picture
 from tasks.training.build import model_from_run
@@ -140,7 +140,7 @@ def open_predictor(
     thread_count(threads)
     if not isinstance(engine, str):
         raise ValueError(f"engine is {engine!r}; expected {AUTO}, or an engine's name")
-    path = Path(run).expanduser()
+    path = expanded(run)
     if path.is_file() and path.suffix not in CHECKPOINTS:
         runner = open_file(path, threads, precision, trust)
         if engine not in (AUTO, runner.name):

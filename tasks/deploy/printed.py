@@ -19,7 +19,6 @@ from tasks.deploy import facts, machine
 from tasks.deploy.cases import Case, Network, check_threads, cores, engines_of, network_of
 from tasks.deploy.progress import Progress, show
 from tasks.reporting.ledger import LedgerTable, Row, choose, read_ledger
-from tasks.reporting.results import write_record
 
 if TYPE_CHECKING:
     from tasks.deploy.latency import Store
@@ -89,8 +88,7 @@ def work(options: Options) -> int:
     parts = [line for name in found.tables for line in (f"### {tables[name].title}", "", *found.lines(tables[name]))]
     show(parts + found.notes, options.out)
     if options.results:
-        count = sum(len(one.rows) for measured in found.tables.values() for one in measured)
-        print(f"{count} records in {Path(options.results).resolve()}", file=sys.stderr)
+        print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
     return 130 if found.interrupted else 0
 
 
@@ -162,7 +160,7 @@ def measure_table(
 ) -> Measured | None:
     """All rows of a table side by side, each with its record; None where the engine cannot run two of them."""
     from tasks.deploy import latency, timing
-    from tasks.deploy.latency_text import Result, record
+    from tasks.deploy.latency_text import Result, keep
 
     rows, opened = [], []
     for row in rows_of(table):
@@ -183,9 +181,8 @@ def measure_table(
     load = watch.load()
     noise = machine.noise(load)
     summaries = [timing.summarise(times.ms[:, i]) for i in range(len(rows))]
-    if options.results:
-        for each, summary in zip(opened, summaries, strict=True):
-            write_record(options.results, record(Result(each, summary, None, load, noise, times.steady)))
+    for each, summary in zip(opened, summaries, strict=True):
+        keep(Result(each, summary, None, load, noise, times.steady), options.results, left_out)
     ratios = [timing.compare(times.ms[:, i], times.ms[:, 0]) for i in range(len(rows))]
     pairs = []
     for (i, row), (j, other) in combinations(enumerate(rows), 2):

@@ -22,11 +22,10 @@ from tasks.benchmark import Options
 from tasks.deploy import machine, timing
 from tasks.deploy.cases import Case, Plan
 from tasks.deploy.latency import call_of
-from tasks.deploy.latency_text import Opened, Result, record, weights_mb
+from tasks.deploy.latency_text import Opened, Result, keep, weights_mb
 from tasks.deploy.progress import Progress, show
 from tasks.deploy.session import open_model
 from tasks.reporting.costs import count
-from tasks.reporting.results import write_record
 from tasks.training.model import Model
 
 ROUNDS = 30
@@ -87,6 +86,7 @@ def work(options: Options, planned: Plan) -> int:
     head.append("|" + " --- |" * 10)
     rows: list[str] = []
     details: list[str] = []
+    left_out: list[str] = []
     interrupted = False
     peaks: dict[int, Peak] = {}
     try:
@@ -98,8 +98,7 @@ def work(options: Options, planned: Plan) -> int:
             row, detail, result = measure_case(case, peaks[case.threads], rounds)
             rows.append(row)
             details += detail
-            if options.results:
-                write_record(options.results, record(result))
+            keep(result, options.results, left_out)
             progress.step()
     except KeyboardInterrupt:
         interrupted = True
@@ -123,12 +122,13 @@ def work(options: Options, planned: Plan) -> int:
         "layers    timed one by one by hooks, whose cost of some microseconds is in it; the network's time is without",
         load.in_words(),
         *[f"noisy     {reason}" for reason in machine.noise(load)],
+        *[f"left out  {line}" for line in left_out],
     ]
     if interrupted:
         lines.append("stopped   by Ctrl-C: what had been measured")
     show(lines, options.out)
     if options.results:
-        print(f"{len(rows)} records in {Path(options.results).resolve()}", file=sys.stderr)
+        print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
     return 130 if interrupted else 0
 
 

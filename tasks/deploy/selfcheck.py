@@ -28,6 +28,13 @@ BUSY_TRIALS = 10
 SPIN = "while True: pass"
 
 
+class Trial(NamedTuple):
+    """What was said of one comparison."""
+
+    different: bool
+    noisy: bool
+
+
 class Counts(NamedTuple):
     """Of an experiment."""
 
@@ -35,40 +42,45 @@ class Counts(NamedTuple):
     trials: int
     wanted: str
 
-    @property
-    def share(self) -> float:
-        return self.yes / self.trials if self.trials else float("nan")
-
 
 def work(options: Options, planned: Plan) -> int:
-    """Run the three experiments and print the counts. Returns 0 if all hold."""
+    """Run the three experiments and print the counts. Returns 0 if all hold, 130 when Ctrl-C ended it."""
     case = planned.cases[0]
     rounds = options.rounds or ROUNDS
-    call = runner_call(case)
-    watch, progress = machine.Watch(), Progress(2 * options.trials + 2 * min(BUSY_TRIALS, options.trials))
-    usual = float(np.median([timing.timed(call)() for _ in range(20)]))
-    delayed = with_delay(call, DELAY)
-    same, same_noisy = trials(call, call, options.trials, rounds, progress, "a model against itself")
-    late, _ = trials(delayed, call, options.trials, rounds, progress, "a delay of 10 %")
     beside = min(BUSY_TRIALS, options.trials)
-    calm_noisy = trials(call, call, beside, rounds, progress, "nothing beside it")[1]
-    with busy_loop() as process:
-        loud_noisy = trials(call, call, beside, rounds, progress, "a busy loop beside it", [process.pid])[1]
+    watch, progress = machine.Watch(), Progress(2 * options.trials + 2 * beside)
+    call = runner_call(case)
+    usual = float(np.median([timing.timed(call)() for _ in range(20)]))
+    same: list[Trial] = []
+    late: list[Trial] = []
+    calm: list[Trial] = []
+    loud: list[Trial] = []
+    interrupted = False
+    try:
+        trials(call, call, options.trials, rounds, progress, "a model against itself", same)
+        trials(with_delay(call, DELAY), call, options.trials, rounds, progress, "a delay of 10 %", late)
+        trials(call, call, beside, rounds, progress, "nothing beside it", calm)
+        with busy_loop() as process:
+            trials(call, call, beside, rounds, progress, "a busy loop beside it", loud, [process.pid])
+    except KeyboardInterrupt:
+        interrupted = True
     progress.clear()
+    different, slower = (sum(trial.different for trial in found) for found in (same, late))
+    marked, by_chance = (sum(trial.noisy for trial in found) for found in (loud, [*same, *calm]))
     results = [
-        ("the same model against itself", "called different", Counts(same, options.trials, "<= 5 %"),
-         same <= 0.05 * options.trials),
-        ("a delay of 10 % injected", "called slower", Counts(late, options.trials, ">= 95 %"),
-         late >= 0.95 * options.trials),
-        ("a busy loop beside it", "marked noisy", Counts(loud_noisy, beside, "all"), loud_noisy == beside),
-        ("nothing of ours beside it", "marked noisy", Counts(calm_noisy + same_noisy, beside + options.trials,
-                                                             "for information"), True),
+        ("the same model against itself", "called different", Counts(different, len(same), "<= 5 %"),
+         different <= 0.05 * len(same)),
+        ("a delay of 10 % injected", "called slower", Counts(slower, len(late), ">= 95 %"), slower >= 0.95 * len(late)),
+        ("a busy loop beside it", "marked noisy", Counts(marked, len(loud), "all"), marked == len(loud)),
+        ("nothing of ours beside it", "marked noisy", Counts(by_chance, len(same) + len(calm), "for information"),
+         True),
     ]  # fmt: skip
     load = watch.load()
     lines = ["| experiment | found | count | wanted | holds |", "| --- | --- | --- | --- | --- |"]
     for name, found, counts, holds in results:
-        share = f"{counts.yes} of {counts.trials} ({100 * counts.share:.1f} %)"
-        lines.append(f"| {name} | {found} | {share} | {counts.wanted} | {'yes' if holds else 'NO'} |")
+        if counts.trials:
+            share = f"{counts.yes} of {counts.trials} ({100 * counts.yes / counts.trials:.1f} %)"
+            lines.append(f"| {name} | {found} | {share} | {counts.wanted} | {'yes' if holds else 'NO'} |")
     lines += [
         "",
         f"case      {case.label}; {usual:.2f} ms; {rounds} rounds a trial, both contenders in each, order drawn",
@@ -77,8 +89,9 @@ def work(options: Options, planned: Plan) -> int:
         *machine.in_words([case.threads], [case.engine]),
         f"{load.in_words()}; our busy loop is none of them",
     ]
+    lines += ["stopped   by Ctrl-C: what had been measured"] if interrupted else []
     show(lines, options.out)
-    return 0 if all(holds for *_, holds in results) else 1
+    return 130 if interrupted else 0 if all(holds for *_, holds in results) else 1
 
 
 def runner_call(case: Case) -> Callable[[], object]:
@@ -110,24 +123,27 @@ def trials(
     rounds: int,
     progress: Progress,
     what: str,
+    found: list[Trial],
     strangers: Sequence[int] = (),
-) -> tuple[int, int]:
-    """Compare so many times; how often they were called different, and how often the run was marked noisy.
+) -> None:
+    """Compare so many times; what was said of each is appended to ``found``.
 
     Where the two are not the same, only ``slower`` counts: the delay must be found as what it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the trial that it ended is left out.
     """
-    different = noisy = 0
-    for trial in range(count):
+    for seed in range(count):
         watch = machine.Watch(strangers)
-        times = timing.measure({"one": timing.timed(one), "other": timing.timed(other)}, rounds, seed=trial)
+        times = timing.measure({"one": timing.timed(one), "other": timing.timed(other)}, rounds, seed=seed)
         if times.interrupted:
             raise KeyboardInterrupt
         ratio = timing.compare(times.ms[:, 0], times.ms[:, 1])
-        different += ratio.different and (one is other or ratio.median > 1)
-        noisy += bool(machine.noise(watch.load(), times.ms[:, 1]))
+        different = ratio.different and (one is other or ratio.median > 1)
+        found.append(Trial(different, bool(machine.noise(watch.load(), times.ms[:, 1]))))
         progress.step()
-        progress.say(f"{what}: {different} different, {noisy} noisy of {trial + 1}")
-    return different, noisy
+        counts = [sum(trial.different for trial in found), sum(trial.noisy for trial in found)]
+        progress.say(f"{what}: {counts[0]} different, {counts[1]} noisy of {len(found)}")
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from tasks.training.model import Model
 
 View = Callable[[dict[str, Any]], dict[str, Any]]
 """Fits an image to the network's input, see ``tasks.data.augment.evaluation``."""
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What Linux calls the instructions for bfloat16, on x86 and Arm."""
 
 
 class Runner:
@@ -161,7 +163,7 @@ def open_file(path: Path, threads: int | None = None, precision: str = "f32", tr
         path: a file that ``python -m tasks.export`` wrote.
         threads: None: as many as this process has cores.
         precision: ``f32``, or ``bf16`` where engine and CPU have it.
-        trust: load it even if it may run code (torch_export's files).
+        trust: load it even if it may run code (torch_export's files, a head that is not of this suite).
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no artefact of this suite, its engine is not installed, or it is not trusted.
@@ -175,7 +177,7 @@ def open_file(path: Path, threads: int | None = None, precision: str = "f32", tr
     if facts(name).get("RUNS_CODE") and not trust:
         raise ValueError(f"{path}: loading a file of {name} can run code that is in it; if you know it, trust=true")
     session = contract(name).load(path, count, precision)
-    heads = finishers(session.metadata, path)
+    heads = finishers(session.metadata, path, trust)
     size = session.metadata["image_size"]
     return Runner(session, name, count, precision, heads, make(session.metadata["evaluation"])((size[0], size[1])))
 
@@ -192,20 +194,29 @@ def engine_of(path: Path) -> str:
     return suffixes[path.suffix]
 
 
-def finishers(metadata: Mapping[str, Any], path: Path) -> dict[str, Head]:
+def finishers(metadata: Mapping[str, Any], path: Path, trust: bool) -> dict[str, Head]:
     """The heads of an artefact, without weights: their ``predict`` needs none.
 
     Raises:
-        ValueError: the file was not written by ``tasks.export``, or names parts that are not of this suite.
+        ValueError: the file was not written by ``tasks.export``, or names parts that are not of this suite and is not
+            trusted.
     """
     if not metadata.get("heads"):
         raise ValueError(f"{path} says nothing of its heads; expected a file that python -m tasks.export wrote")
-    strange = foreign_targets([*metadata["heads"].values(), metadata["evaluation"]])
-    if strange:
-        raise ValueError(f"{path} would run {', '.join(sorted(strange))}; expected parts of {', '.join(OURS)}")
+    strange = foreign_parts(metadata)
+    if strange and not trust:
+        raise ValueError(
+            f"{path} would run {', '.join(sorted(strange))}; expected parts of {', '.join(OURS)}; if you know it, "
+            "trust=true"
+        )
     specs = {name: FeatureSpec(*spec) for name, spec in metadata["specs"].items()}
     with torch.device("meta"):
         return {task: make(without(head, "name"))(specs) for task, head in metadata["heads"].items()}
+
+
+def foreign_parts(metadata: Mapping[str, Any]) -> set[str]:
+    """What an artefact calls beyond this suite's own parts when it is opened."""
+    return foreign_targets([*metadata["heads"].values(), metadata["evaluation"]])
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -215,12 +226,26 @@ def check_precision(name: str, precision: str) -> None:
         ValueError: says what it can.
     """
     known = facts(name)["PRECISIONS"]
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bf16" and not has_bf16():
         raise ValueError(
-            "precision=bf16 needs a CPU that calculates in bfloat16 (AVX-512 BF16, AMX); set precision=f32"
+            "precision=bf16 needs a CPU that calculates in bfloat16 (AVX-512 BF16, AMX, Arm BF16); set precision=f32"
         )
     if precision not in known:
         raise ValueError(f"precision={precision} is nothing that engine {name} has here; expected {' or '.join(known)}")
+
+
+def has_bf16(listed: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU calculates in bfloat16.
+
+    Args:
+        listed: where Linux lists the CPU's instructions; elsewhere torch is asked, which says yes to some CPUs that
+            only emulate it.
+    """
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    if words:
+        return not words.isdisjoint(BF16)
+    return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
 
 
 def thread_count(threads: int | None) -> int:

@@ -28,6 +28,10 @@ from tasks.reporting.overlay import PALETTE_BYTES
 
 SKIPPED = "skipped.txt"
 VIDEO = "drawn.mp4"
+ROOM = 0.15
+"""Of a video, for each legend that grows from one line to its four."""
+TAIL = 2**20
+"""Bytes in which the last rows of a list lie."""
 
 _numbers = itertools.count()
 
@@ -56,24 +60,65 @@ class Growing:
         self.path, self.between, self.end = path, between, end
         path.parent.mkdir(parents=True, exist_ok=True)
         self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.begin = len(start.encode())
         self.rows = 0
         self.file: TextIO = self.partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self.full: OSError | None = None
         self.file.write(start)
+
+    def write(self, text: str) -> None:
+        """Append as it stands; once that has failed the file has a gap, and nothing follows it."""
+        try:
+            self.file.write(text)
+        except OSError as error:
+            self.full = error
+            raise
 
     def add(self, row: str) -> None:
         """Append a row."""
-        self.file.write(self.between + row if self.rows else row)
+        self.write(self.between + row if self.rows else row)
         self.rows += 1
 
     def close(self, keep: bool) -> None:
-        """End the file; without ``keep`` nothing is left of it."""
+        """End the file; without ``keep`` nothing is left of it.
+
+        Raises:
+            OSError: it cannot be written to its end, as on a full disk; it holds the rows that fitted.
+        """
+        full = self.full
         try:
             with self.file:
-                self.file.write(self.end)
-            if keep:
+                self.file.write("" if full else self.end)
+        except OSError as error:
+            full = error
+        if keep:
+            try:
+                if full:
+                    self.cut()
                 self.partial.replace(self.path)
-        finally:
-            self.partial.unlink(missing_ok=True)
+            except OSError as error:
+                raise OSError(
+                    f"{self.path} cannot be written ({full or error}); what there is of it lies in {self.partial}"
+                ) from error
+        self.partial.unlink(missing_ok=True)
+        if keep and full:
+            raise OSError(f"{self.path} ends with what fitted ({full}); free space") from full
+
+    def cut(self) -> None:
+        """End the file behind its last whole rows, so many that the end fits into the space of what is taken away."""
+        between, end = (self.between or "\n").encode(), self.end.encode()
+        with self.partial.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size < self.begin:
+                raise OSError("not even its beginning fits")
+            first = max(self.begin, size - TAIL)
+            file.seek(first)
+            tail = file.read()
+            place = tail.rfind(between, 0, max(0, len(tail) - len(end)))
+            kept = self.begin if place < 0 else first + place + (not self.between)  # a line keeps its end
+            file.truncate(kept)
+            file.seek(kept)
+            file.write(end)
 
 
 class Ids:
@@ -146,7 +191,7 @@ class Classes:
     def __init__(self, out: Path, classes: Sequence[str], _annotations: str | None) -> None:
         self.classes, self.best = classes, min(5, len(classes))
         self.list = Growing(out / "classes.csv")
-        self.rows = csv.writer(self.list.file)
+        self.rows = csv.writer(self.list)
         self.rows.writerow(["file", *(f"{key}_{i + 1}" for i in range(self.best) for key in ("class", "score"))])
 
     def save(self, frame: Frame, prediction: Any) -> None:
@@ -191,8 +236,9 @@ class Detections:
 
     def close(self, keep: bool) -> list[Path]:
         """See ``Writer``."""
-        self.list.close(keep)
-        self.images.close(keep)
+        with ExitStack() as last:  # each, whatever becomes of the other
+            last.callback(self.images.close, keep)
+            last.callback(self.list.close, keep)
         return [self.list.path, self.images.path] if keep else []
 
 
@@ -247,7 +293,7 @@ class Output:
         rate: Fraction | None = None,
     ) -> None:
         self.out, self.classes, self.annotations = out, classes, annotations
-        self.video = None if rate is None else Video(out / VIDEO, rate)
+        self.video = None if rate is None else Video(out / VIDEO, rate, ROOM * len(set(classes) - {"classify"}))
         self.writers: dict[str, Writer] = {}
         self.skipped: Growing | None = None
         self.count = 0

@@ -18,7 +18,7 @@ NOT_SETTINGS = {
 }  # fmt: skip
 """Config keys that change no result, or that name the table already."""
 NOT_DATA = {"root", "on_error", "name", "_target_"}
-LAYOUTS = ("folder", "voc", "masks")
+LAYOUTS = ("folder", "voc", "masks", "coco", "imagenet")
 """Data yamls that name a layout and no data set: there the root's last part says which."""
 ABSENT = object()
 
@@ -60,16 +60,25 @@ def group_of(record: Record) -> tuple[str, ...]:
     """What a table's runs share; the last part defines the data beyond its name."""
     config = record["config"]
     data = config.get("data")
-    parts = {k: v for k, v in data.items() if k not in NOT_DATA} if isinstance(data, dict) else {}
-    if record["data"] in LAYOUTS and isinstance(data, dict) and data.get("root"):
-        parts["root"] = str(data["root"]).rstrip("/").rpartition("/")[2]
+    own = defining(data, record["data"]) if isinstance(data, dict) else {}
     budget = record["budget"]
     if (config.get("trainer") or {}).get("max_time") is not None:
         # minutes of another machine are another budget
         budget += f" on {record['device']}, {record['threads']} threads"
-    definition = json.dumps({"data_seed": config.get("data_seed"), "data": parts}, sort_keys=True)
+    definition = json.dumps({"data_seed": config.get("data_seed"), "data": own}, sort_keys=True)
     note = record.get("note") or ""
     return record["task"], record["data"], note, record["split"], size_text(record["image_size"]), budget, definition
+
+
+def defining(data: Mapping[str, Any], name: object) -> dict[str, Any]:
+    """The settings that say which data set it is, wherever it lies; of a joint one's parts, too."""
+    own = {key: value for key, value in data.items() if key not in NOT_DATA}
+    if name in LAYOUTS and data.get("root"):
+        own["root"] = str(data["root"]).rstrip("/").rpartition("/")[2]
+    if isinstance(data.get("parts"), dict):
+        parts = {key: part for key, part in data["parts"].items() if isinstance(part, dict)}
+        own["parts"] = {key: defining(part, part.get("name")) for key, part in parts.items()}
+    return own
 
 
 def titles(groups: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

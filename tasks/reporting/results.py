@@ -232,6 +232,20 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def check_appendable(path: str | Path) -> None:
+    """Refuse a file that no record could be appended to, before the work that it would be of.
+
+    Raises:
+        ValueError: it, or the folder where it would be made, is not to be written to.
+    """
+    whole = Path(path).absolute()
+    place = next(place for place in (whole, *whole.parents) if place.exists())
+    if not os.access(place, os.W_OK) or not (place == whole or place.is_dir()):
+        raise ValueError(
+            f"results={path}: {place} cannot be written to; set results=<a file elsewhere>, or null for no records"
+        )
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Append one line of text under a lock, after the end of a line that a crash cut short."""
     path = Path(path)
