@@ -7,7 +7,7 @@ backbone's part), timm's, and our own (a backbone's or a whole model's).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -46,18 +46,18 @@ class Conventions(NamedTuple):
     """Of the batch norms it was trained with."""
 
 
-def to_ours(state: Mapping[str, Tensor], backbone: Trunk, timm: Conventions) -> Split:
+def to_ours(state: Mapping[str, Tensor], backbone: Trunk, timm: Callable[[], Conventions]) -> Split:
     """A state dict of any known naming, in ours.
 
     Args:
         state: the tensors, their names.
         backbone: the net they are for.
-        timm: used if the names are timm's.
+        timm: called if the names are timm's.
     Raises:
         ValueError: unknown naming; keys or shapes without a counterpart.
     """
     if "conv_stem.weight" in state:
-        return timm_to_ours(state, backbone, timm)
+        return timm_to_ours(state, backbone, timm())
     if any(key in state for key in ("stem.conv.weight", "backbone.stem.conv.weight")):
         return own_to_ours(state, backbone)
     if any(key in state for key in ("features.0.0.weight", "backbone.0.0.weight", "backbone.features.0.0.0.weight")):

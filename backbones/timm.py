@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import BN_MOMENTUM, check_choice
-from backbones.weights import read
+from backbones.weights import located, read
 
 
 class TimmBackbone(nn.Module):
@@ -78,8 +78,9 @@ def _build(model: str, output_stride: int, weights: str | None) -> nn.Module:
     if weights == "imagenet":
         options["pretrained"] = True
     elif weights is not None:
-        _check(timm, model, Path(weights))
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+        path = located(weights)
+        _check(timm, model, path)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     try:
         net = timm.create_model(model, **options)
     except OSError as error:

@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -47,20 +47,22 @@ def load_weights(backbone: Trunk, source: str, setting: str = "backbone.weights"
         FileNotFoundError: no such file, or the download failed.
         ValueError: an unreadable file, an unknown naming, or keys or shapes without a counterpart: all are listed.
     """
-    if source == "imagenet":
-        path = download(backbone.published, setting)
-    else:
-        path = Path(source)
-        path = path / "best.pt" if path.is_dir() else path
+    path = download(backbone.published, setting) if source == "imagenet" else located(source)
     state = read(path, setting)
     try:
-        own, rest = to_ours(state, backbone, timm_conventions(path))
+        own, rest = to_ours(state, backbone, lambda: timm_conventions(path))
     except ValueError as error:
         raise ValueError(f"{setting}={source}: {error}") from error
     if backbone.padding != "auto":
         own["same_padding"] = torch.tensor(backbone.padding == "same")
     backbone.load_state_dict(own)
     return rest
+
+
+def located(source: str) -> Path:
+    """The checkpoint that a path means: a run folder's best weights, or the file itself; ``~`` is the home folder."""
+    path = Path(source).expanduser() if source.partition("/")[0] == "~" else Path(source)
+    return path / "best.pt" if path.is_dir() else path
 
 
 def download(url: str | None, setting: str = "backbone.weights") -> Path:
@@ -123,19 +125,31 @@ def read(path: Path, setting: str = "backbone.weights") -> State:
 
 
 def timm_conventions(path: Path) -> Conventions:
-    """What weights in timm's naming need, by the file's name or by the ``config.json`` that timm's hub puts beside it.
+    """What weights in timm's naming need, by the file's name, or where that names no network by the ``config.json``
+    that timm's hub puts beside it.
 
     Names (or the card's "architecture") that begin with ``tf_`` were trained in TensorFlow: 'SAME' padding, inputs in
     [-1, 1], batch norm's eps 1e-3. All others pad symmetrically with eps 1e-5.
+
+    Raises:
+        ValueError: the card cannot be read.
     """
     card = path.with_name("config.json")
-    about = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    if not isinstance(about, dict) or "architecture" not in about:
-        about = {}  # of something else
-    name = f"{about['architecture']}.{about.get('pretrained_cfg', {}).get('tag', '')}" if about else path.name
+    name = path.name
+    described: dict[str, Any] = {}
+    if "mobilenet" not in path.stem and "mnasnet" not in path.stem and card.is_file():
+        try:
+            about = json.loads(card.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{card} cannot be read ({error}); mend it, or give the weights their network's name, such as "
+                "tf_mobilenetv3_small_100.safetensors"
+            ) from error
+        if isinstance(about, dict) and "architecture" in about:  # else of something else
+            described = about.get("pretrained_cfg") or {}
+            name = f"{about['architecture']}.{described.get('tag', '')}"
     from_tf = name.startswith("tf_")
     mean, std = HALF if from_tf or "ra4_" in name else ZERO_ONE if "miil" in name else IMAGENET
-    described = about.get("pretrained_cfg", {})
     return Conventions(
-        tuple(described.get("mean", mean)), tuple(described.get("std", std)), from_tf, BN_EPS if from_tf else 1e-5
+        tuple(described.get("mean") or mean), tuple(described.get("std") or std), from_tf, BN_EPS if from_tf else 1e-5
     )

@@ -54,8 +54,10 @@ def select(specs: dict[str, FeatureSpec], names: tuple[str, ...], head: str) -> 
         names: the features wanted, in order.
         head: the head's name, for the message.
     Raises:
-        ValueError: a feature is missing; names what there is and the key to change.
+        ValueError: no feature, or one is missing; names what there is and the key to change.
     """
+    if not names:
+        raise ValueError(f"head.features is empty; {head} needs at least one of {', '.join(specs)}")
     missing = [name for name in names if name not in specs]
     if missing:
         raise ValueError(

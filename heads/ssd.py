@@ -92,6 +92,8 @@ class SSD(nn.Module):
         check_count("head.extra_depths", *extra_depths)
         self.features = tuple(features)
         depths = [spec.channels for spec in select(specs, self.features, type(self).__name__)]
+        if len(depths) + len(extra_depths) < 2:
+            raise ValueError("head.extra_depths is empty; expected one or more beside a single one of head.features")
         self.focal = loss == "focal"
         self.box_loss = box_loss
         self.box_weight = box_weight

@@ -6,6 +6,7 @@ Nothing here imports torch: ``--help``, ``--cfg job`` and misspelt overrides ans
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, cast
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, MissingConfigException
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +26,12 @@ from tasks.words import suggest
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
 """What the user can mend; anything else is a bug of ours and keeps its traceback."""
+PATHS = re.compile(
+    r"\+*(data\.(parts\.[^.]+\.)?root|(backbone\.)?weights|resume|output|results|run|images|out|annotations)"
+)
+"""Keys whose values are taken as they stand: ``a(1), b=2.jpg`` is a file, which Hydra's grammar would refuse."""
+TEXT = re.compile(r"(?!(?i:true|false|inf|nan)$)([A-Za-z][\w.:-]*|[\w.:-]*/[\w.:/-]*)", re.ASCII)
+"""What Hydra takes for text without quotes."""
 
 
 def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
@@ -54,6 +61,8 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
             failed.append(" ".join(overrides))
 
     job.__module__ = f"tasks.{name}"
+    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    sys.argv[1:] = [quoted(word, sweep) for word in sys.argv[1:]]
     try:
         lines += command_lines(name, sys.argv[1:])
         for line in lines:
@@ -67,6 +76,17 @@ def command(name: str, work: Callable[[DictConfig, list[str]], object]) -> None:
     if failed:
         print(f"{len(failed)} of the sweep's runs failed: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(1)
+
+
+def quoted(word: str, sweep: bool = False) -> str:
+    """An override with its path in quotes, where it needs them; a sweep's commas stay."""
+    key, _, value = word.partition("=")
+    if not PATHS.fullmatch(key) or value in ("", "null") or value[0] in "'\"" or TEXT.fullmatch(value):
+        return word
+    if sweep and "," in value:
+        return word
+    text = re.sub(r"(\\*)('|$)", lambda run: run[1] * 2 + run[2].replace("'", "\\'"), value)
+    return f"{key}='{text}'"
 
 
 def command_lines(name: str, words: list[str]) -> list[list[str]]:
@@ -166,6 +186,9 @@ def explain(error: BaseException, name: str, words: Sequence[str]) -> str:
         found = {path.relative_to(CONF / group).with_suffix("").as_posix() for path in nested}
         options = sorted({*(str(option) for option in error.options or []), *found})
         return f"there is no {group or 'config'} {choice!r}{suggest(choice, options)}; there are {', '.join(options)}"
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        key, reason = error.override.partition("=")[0], str(error).partition("\n")[0]
+        return f"{error.override} cannot be read ({reason}); if it is text, quote the value: '{key}=\"...\"'"
     text = str(error)
     if "in DataLoader worker process" in text:  # a traceback of the worker; its last line is the message
         text = text.strip().splitlines()[-1].partition(": ")[2]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from fixtures import ROOT, Command
+from omegaconf import OmegaConf
 
+from tasks.cli import compose, quoted
 from tasks.data import scenes
 
 PROBE = """
@@ -53,8 +55,12 @@ def test_answers_without_torch(words: list[str]) -> None:
         (["data=voc", "data.root={voc}", "schedule.shape=cosin"], "expected one of cosine"),
         (["resume=nowhere"], "is no run folder"),
         (["data=voc", "data.root={voc}", "batch_size=0"], "batch_size is 0; expected a whole number above 0"),
-        (["data=voc", "data.root={voc}", "trainer.max_epochs=ten"], "trainer.max_epochs is 'ten'"),
+        (["data=voc", "data.root={voc}", "trainer.max_epochs=ten"], "trainer.max_epochs is ten"),
         (["data=voc", "data.root={voc}", "image_size=16"], "expected at least 32 px"),
+        (["data=bccd", "data.root=/nowhere/archive (1), ü"], "data.root is /nowhere/archive (1), ü"),
+        (["data=voc", "data.train=a(1"], "quote the value: 'data.train=\"...\"'"),
+        (["results=null"], "results is None; expected a path"),
+        (["results=/", "skip_done=true"], "results=/ is a folder"),
     ],
 )
 def test_mistakes_end_in_one_line_with_the_fix(
@@ -126,3 +132,21 @@ def test_a_sweep_reports_the_failed_run_and_does_the_others(command: Command, vo
 
 def test_works_from_any_folder(command: Command, tmp_path: Path) -> None:
     assert "backbone" in command("detect", "--cfg", "job", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("path", ["/data/archive (1).zip", "/home/jürgen/bilder", "~/photos", "a=b,[c]", "true"])
+@pytest.mark.parametrize(
+    "key", ["data.root", "data.parts.bccd.root", "backbone.weights", "weights", "resume", "output"]
+)
+def test_paths_are_taken_as_they_stand(key: str, path: str) -> None:
+    overrides = ["data=combined"] if "parts" in key else []
+    config = compose("multitask", [*overrides, quoted(f"{key}={path}")])
+    assert OmegaConf.select(config, key) == path
+
+
+@pytest.mark.parametrize(
+    "word", ["data.root=../shared/data/cifar10.zip", "weights=imagenet", "resume=null", "output='a b'", "seed=a(1)"]
+)
+def test_what_needs_no_quotes_gets_none(word: str) -> None:
+    assert quoted(word) == word
+    assert quoted("data.root=a,b", sweep=True) == "data.root=a,b"

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 
 from tasks import build
 from tasks.cli import compose
-from tasks.training.build import plain
+from tasks.data import DataSet
+from tasks.training.build import complete, plain
 from tasks.training.model import Model
-from tasks.training.setup import make_balance
+from tasks.training.setup import check, make_balance
 
 CONF = ROOT / "conf"
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
@@ -270,6 +271,7 @@ def test_values_of_the_wrong_kind_are_named(words: list[str], message: str) -> N
     [
         ("detect", "head.detections=-3", "head.detections is -3"),
         ("detect", "head.candidates=0", "head.candidates is 0"),
+        ("detect", "head.features=[]", "head.features is empty"),
         ("detect", "head.nms_iou=7", "head.nms_iou is 7"),
         ("detect", "head.nms_iou=true", "head.nms_iou is True"),
         ("detect", "head.max_scale=95", "head.max_scale 95"),
@@ -306,3 +308,48 @@ def test_dilations_are_checked() -> None:
 
 def test_a_single_number_is_a_square() -> None:
     assert build("classify", ["head.num_classes=3", "image_size=64"]).image_size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("trainer.save_every=null", "trainer.save_every is None"),
+        ("trainer.validations=null", "trainer.validations is None"),
+        ("trainer.clip_norm=abc", "trainer.clip_norm is abc"),
+        ("trainer.threads=-1", "trainer.threads is -1"),
+        ("trainer.precision=bf16-true", "trainer.precision is bf16-true; expected one of auto, 32-true"),
+        ("cache_gb=null", "cache_gb is None"),
+        ("cache_gb=4G", "cache_gb is 4G"),
+        ("backbone_lr=-1", "backbone_lr is -1"),
+        ("mix.mixup_alpha=a", "mix.mixup_alpha is a"),
+        ("schedule.warmup=abc", "schedule.warmup is abc"),
+        ("schedule.final=-1", "schedule.final is -1"),
+        ("schedule.every=0", "schedule.every is 0"),
+        ("+schedule.warmupp=1", "there is no setting schedule.warmupp, did you mean 'warmup'?"),
+        ("growth.start=abc", "growth.start is abc"),
+        ("ema.share=5", "ema.share is 5; expected 0 to 1"),
+        ("ema=null", "ema is None; set ema.<key>: share, cap"),
+        ("bn_momentum=slow", "bn_momentum is slow"),
+        ("workers=two", "workers is two"),
+        ("backbone.bn_momentum=0.1", "backbone.bn_momentum is 0.1, but bn_momentum=auto overrules it; set"),
+        ("head.bn_momentum=0.1", "head.bn_momentum is 0.1"),
+        ("results=.", "results=. is a folder"),
+        ("output=null", "output is None"),
+    ],
+)
+def test_a_runs_setting_of_the_wrong_kind_is_named(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(plain(compose("detect", [setting])))
+
+
+def test_what_may_stand_for_a_number_is_taken() -> None:
+    words = ["trainer.clip_norm=null", "trainer.threads=null", "workers=3", "bn_momentum=null"]
+    config = plain(compose("detect", [*words, "head.bn_momentum=0.1", "results='~/r.jsonl'"]))
+    check(config)
+    assert config["results"] == str(Path.home() / "r.jsonl")
+
+
+def test_a_data_sets_number_of_classes_is_contradicted_by_the_key_that_was_typed() -> None:
+    data = DataSet("voc", dict.fromkeys(("classify", "detect", "segment"), ("a", "b")), {})
+    with pytest.raises(ValueError, match=r"heads\.detect\.num_classes is 7, but voc has 2 classes"):
+        complete(plain(compose("multitask", ["heads.detect.num_classes=7"])), data)

@@ -33,7 +33,7 @@ def test_equals_torchvision_whole_model_at_an_odd_size(aux: bool) -> None:
     model = randomised(deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=7, aux_loss=aux))
     backbone = MobileNetV3("large", output_stride=16)
     imagenet = Conventions((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), False, 1e-3)
-    own, rest = to_ours(model.state_dict(), backbone, imagenet)
+    own, rest = to_ours(model.state_dict(), backbone, lambda: imagenet)
     backbone.load_state_dict(own)
     head = DeepLabV3(backbone.specs, 7).eval()
     head.load_state_dict(torchvision_to_ours(rest))

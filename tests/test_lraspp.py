@@ -43,7 +43,7 @@ def test_equals_torchvision_whole_model(size: tuple[int, int]) -> None:
     model = peer()
     backbone = MobileNetV3("large", output_stride=16)
     imagenet = Conventions((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), False, 1e-3)
-    own, rest = to_ours(model.state_dict(), backbone, imagenet)
+    own, rest = to_ours(model.state_dict(), backbone, lambda: imagenet)
     backbone.load_state_dict(own)
     head = LRASPP(backbone.specs, 19, **TORCHVISION).eval()
     head.load_state_dict(torchvision_to_ours(rest))

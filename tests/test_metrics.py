@@ -237,6 +237,13 @@ def test_miou_counts_a_class_that_is_only_predicted() -> None:
     assert metric.compute() == {"miou": 0.25, "mean_accuracy": 0.5, "pixel_accuracy": 0.5}
 
 
+def test_miou_counts_two_classes_of_one_name() -> None:
+    metric = MeanIoU(["a", "b", "b"])
+    metric.update([torch.tensor([[0, 1, 1, 1]])], [np.array([[0, 1, 2, 2]], np.uint8)])
+    assert metric.compute()["miou"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert metric.compute()["mean_accuracy"] == pytest.approx((1 + 1 + 0) / 3)
+
+
 def test_miou_of_ignored_pixels_only_is_nan() -> None:
     metric = MeanIoU("ab")
     metric.update([torch.zeros(2, 2, dtype=torch.uint8)], [np.full((2, 2), 255, np.uint8)])

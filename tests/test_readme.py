@@ -9,8 +9,7 @@ import shlex
 import pytest
 from fixtures import ROOT
 
-from tasks.cli import compose
-from tasks.predict import quoted
+from tasks.cli import compose, quoted
 from tasks.training.build import plain
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

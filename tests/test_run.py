@@ -16,11 +16,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fixtures import ROOT, SHARED, Command
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tasks import build, load
+from tasks.cli import compose
 from tasks.data.images import decode
+from tasks.training.build import plain
 from tasks.training.callbacks import Keep
+from tasks.training.run import reopen
 
 TF_SMALL = SHARED / "weights" / "tf_mobilenetv3_small_100.safetensors"
 TINY = ["data=voc", "image_size=[64,64]", "batch_size=4", "workers=0", "trainer.validations=2", "trainer.threads=1"]
@@ -128,6 +132,18 @@ def test_resume_refuses_to_become_another_run(command: Command, voc: Path, tmp_p
     done = command("detect", f"resume={folder}", "backbone=large", check=False)
     assert done.returncode == 1
     assert "backbone=large cannot change it" in done.stderr
+
+
+def test_a_run_goes_on_where_its_data_lies_now(tmp_path: Path) -> None:
+    own = ["data=combined", "data.parts.bccd.root=/old"]
+    OmegaConf.save(OmegaConf.create({**plain(compose("multitask", own)), "overrides": own}), tmp_path / "config.yaml")
+    for words in (["data=combined", "data.parts.bccd.root=/new"], ["+data.parts.bccd.root=/new"]):
+        config, _, typed = reopen(tmp_path, plain(compose("multitask", words)), words)
+        assert config["data"]["parts"]["bccd"]["root"] == "/new"
+        assert typed == own
+    for word in ("data.root=/new", "data=scenes", "+data.parts.bcd.root=/new"):
+        with pytest.raises(ValueError, match=r"cannot change it; allowed .* results, .*data\.parts\.bccd\.root"):
+            reopen(tmp_path, plain(compose("multitask", [word])), [word])
 
 
 def test_a_finished_run_is_not_run_again(command: Command, voc: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,9 @@ def test_unknown_shape_and_bad_warmup_are_refused() -> None:
         Schedule("cosin")
     with pytest.raises(ValueError, match="warmup is 1"):
         Schedule(warmup=1.0)
+    for wrong in ({"warmup": "abc"}, {"final": -1}, {"power": None}, {"every": 0}):
+        with pytest.raises(ValueError, match=f"schedule.{next(iter(wrong))} is"):
+            Schedule(**wrong)
 
 
 def test_budget_ends_at_what_comes_first() -> None:
@@ -87,7 +91,7 @@ def test_images_do_not_grow_unless_asked_and_never_fall_below_32() -> None:
     assert Growth(start=0.9, multiple=16).size((75, 91), 0.5)[0] <= 75
 
 
-@pytest.mark.parametrize("wrong", [{"start": 0.0}, {"start": 1.5}, {"until": 0.0}, {"multiple": 0}])
-def test_a_growth_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize("wrong", [{"start": 0.0}, {"start": 1.5}, {"until": 0.0}, {"multiple": 0}, {"start": "abc"}])
+def test_a_growth_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"growth.{next(iter(wrong))} is"):
-        Growth(**wrong)  # type: ignore[arg-type]
+        Growth(**wrong)

@@ -39,7 +39,7 @@ def peer() -> SSD:
 def twins(peer: SSD) -> tuple[MobileNetV3, SSDLite]:
     """The same weights under our names; ``load_state_dict`` refuses a key left over."""
     backbone = MobileNetV3("large", reduced_tail="detection")
-    own, rest = to_ours(peer.state_dict(), backbone, Conventions(*IMAGENET, False, 1e-3))
+    own, rest = to_ours(peer.state_dict(), backbone, lambda: Conventions(*IMAGENET, False, 1e-3))
     backbone.load_state_dict(own)
     head = SSDLite(backbone.specs, 90)
     state = torchvision_to_ours(rest)
@@ -214,6 +214,8 @@ def test_raw_output_can_be_exported() -> None:
     ("arguments", "message"),
     [
         ({"features": ("c4", "c5")}, "needs the feature c4, but the backbone gives c4_expand, c5"),
+        ({"features": ()}, "head.features is empty; SSDLite needs at least one of c4_expand, c5"),
+        ({"features": ("c5",), "extra_depths": ()}, "head.extra_depths is empty"),
         ({"first_map_anchors": 4}, "first_map_anchors=4 is unknown; choose one of 3, 6"),
         ({"loss": "hinge"}, "loss='hinge' is unknown"),
         ({"box_loss": "l2"}, "box_loss='l2' is unknown"),

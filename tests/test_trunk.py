@@ -55,7 +55,7 @@ def test_v2_equals_torchvision(width: float) -> None:
     theirs = mobilenet_v2(width_mult=width)
     randomise(theirs)
     ours = MobileNetV2(width=width).eval()
-    state, head = to_ours(theirs.state_dict(), ours, timm_conventions(Path("none.pth")))
+    state, head = to_ours(theirs.state_dict(), ours, lambda: timm_conventions(Path("none.pth")))
     ours.load_state_dict(state)
     ours.double()
     theirs.double()
@@ -89,7 +89,7 @@ def test_equals_timm(name: str, net: str) -> None:
     theirs = timm.create_model(name)
     randomise(theirs)
     ours = NETS[net]().eval()
-    state, head = to_ours(theirs.state_dict(), ours, timm_conventions(Path(f"{name}.pth")))
+    state, head = to_ours(theirs.state_dict(), ours, lambda: timm_conventions(Path(f"{name}.pth")))
     ours.load_state_dict(state)
     assert head.keys() == {"classifier.weight", "classifier.bias"}
     ours.double()

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from backbones.mobilenetv3 import MobileNetV3
 from backbones.naming import own_to_ours, timm_to_ours, to_ours, torchvision_to_ours
-from backbones.weights import download, load_weights, read, timm_conventions
+from backbones.weights import download, load_weights, located, read, timm_conventions
 
 SHARED = Path(__file__).parents[1] / "../shared"
 REAL = SHARED / "weights/tf_mobilenetv3_small_100.safetensors"
@@ -209,7 +209,7 @@ def test_torchvisions_ssdlite(reduced: bool, monkeypatch: pytest.MonkeyPatch) ->
     theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     randomise(theirs)
     ours = MobileNetV3("large", reduced_tail="detection" if reduced else None).eval()
-    state, rest = to_ours(theirs.state_dict(), ours, timm_conventions(Path("none.pth")))
+    state, rest = to_ours(theirs.state_dict(), ours, lambda: timm_conventions(Path("none.pth")))
     ours.load_state_dict(state)
     assert rest.keys() == {k for k in theirs.state_dict() if k.startswith(("head.", "backbone.extra."))}
     image = torch.rand(1, 3, 320, 320)
@@ -405,6 +405,25 @@ def test_timms_conventions(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(card))
     assert of("model.safetensors") == (0.1, 0.2, False, 1e-5)
+    assert of("tf_mobilenetv3_small_100.safetensors") == (0.5, 0.5, True, 1e-3), "the file's own name comes first"
+    card = {"architecture": "tf_mobilenetv3_small_100", "pretrained_cfg": None}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    assert of("model.safetensors") == (0.5, 0.5, True, 1e-3)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read \(.*mend it, or give the weights"):
+        of("model.safetensors")
+    ours = MobileNetV3("small")
+    torch.save(ours.state_dict(), tmp_path / "best.pt")
+    load_weights(ours, str(tmp_path / "best.pt"))  # has nothing to do with the card
+
+
+def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "net.pt").touch()
+    assert located("~/net.pt") == tmp_path / "net.pt"
+    assert located("~/run") == tmp_path / "run" / "best.pt"
+    assert located("~nobody/net.pt") == Path("~nobody/net.pt")
 
 
 def test_converters_are_pure() -> None:

@@ -80,7 +80,7 @@ def call(section: str, node: Mapping[str, Any], *arguments: Any) -> Any:
         if not section.startswith("heads."):
             raise
         raise ValueError(re.sub(r"\bhead\.", f"{section}.", str(error))) from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         settings = ", ".join(f"{key}={value}" for key, value in function.keywords.items())
         raise ValueError(f"{section} cannot be made of {settings} ({error}); correct {section}.<key>") from error
 
@@ -131,8 +131,8 @@ def complete(
         classes[task] = data.classes[task]
         if head["num_classes"] not in (None, len(classes[task])):
             raise ValueError(
-                f"head.num_classes is {head['num_classes']}, but {data.name} has {len(classes[task])} classes "
-                f"({', '.join(classes[task][:5])} ...); leave it out"
+                f"{section_of(config, task)}.num_classes is {head['num_classes']}, but {data.name} has "
+                f"{len(classes[task])} classes ({', '.join(classes[task][:5])} ...); leave it out"
             )
         head["num_classes"] = len(classes[task])
     return whole, classes

@@ -70,7 +70,7 @@ class TopK:
         tied_before = (scores == of_truth) & (np.arange(k) < truth[:, None])
         rank = ((scores > of_truth) | tied_before).sum(1)
         self.in_top5 += int((rank < 5).sum())
-        self.confusion += np.bincount(truth * k + scores.argmax(1), minlength=k * k).reshape(k, k)
+        np.add.at(self.confusion, (truth, scores.argmax(1)), 1)
 
     def compute(self) -> dict[str, float]:
         """``top1`` and, with more than five classes, ``top5``; in [0, 1]; nan before the first image."""
@@ -84,7 +84,7 @@ class TopK:
 
     def per_class(self) -> dict[str, float]:
         """Recall of each class; nan for a class without an image."""
-        return ratios(self.classes, self.confusion.diagonal(), self.confusion.sum(1))
+        return by_name(self.classes, ratios(self.confusion.diagonal(), self.confusion.sum(1)))
 
 
 class MeanIoU:
@@ -133,22 +133,29 @@ class MeanIoU:
     def compute(self) -> dict[str, float]:
         """``miou``, ``mean_accuracy`` (mean recall of the classes in the truth), ``pixel_accuracy``; in [0, 1]."""
         total = int(self.confusion.sum())
-        recall = ratios(self.classes, self.confusion.diagonal(), self.confusion.sum(1))
         return {
-            "miou": mean_or_nan(np.array(list(self.per_class().values()))),
-            "mean_accuracy": mean_or_nan(np.array(list(recall.values()))),
+            "miou": mean_or_nan(self._ious()),
+            "mean_accuracy": mean_or_nan(ratios(self.confusion.diagonal(), self.confusion.sum(1))),
             "pixel_accuracy": int(self.confusion.trace()) / total if total else float("nan"),
         }
 
     def per_class(self) -> dict[str, float]:
         """IoU of each class; nan for one that is neither in the truth nor predicted."""
+        return by_name(self.classes, self._ious())
+
+    def _ious(self) -> np.ndarray:
         hit = self.confusion.diagonal()
-        return ratios(self.classes, hit, self.confusion.sum(0) + self.confusion.sum(1) - hit)
+        return ratios(hit, self.confusion.sum(0) + self.confusion.sum(1) - hit)
 
 
-def ratios(classes: Sequence[str], part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
-    """Class name -> part / whole; nan where whole is 0."""
-    return {c: int(p) / int(w) if w else float("nan") for c, p, w in zip(classes, part, whole, strict=True)}
+def ratios(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """[K] float64, part / whole; nan where whole is 0."""
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def by_name(classes: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Class name -> its value."""
+    return dict(zip(classes, values.tolist(), strict=True))
 
 
 class CocoBoxes:
@@ -231,7 +238,7 @@ class CocoBoxes:
 
     def per_class(self) -> dict[str, float]:
         """Average precision (IoU 0.50 to 0.95) of each class as of the last ``compute``; nan without an object."""
-        return {name: float(ap) for name, ap in zip(self.classes, self.ap, strict=True)}
+        return by_name(self.classes, self.ap)
 
 
 def stack(predictions: Sequence[dict[str, Tensor]], key: str) -> np.ndarray:

@@ -58,7 +58,7 @@ def make_record(
         "config": dict(config),
         "overrides": overrides,
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "run": os.path.relpath(folder, Path(config["results"] or ".").parent),  # as tasks.compare reads it
+        "run": os.path.relpath(folder, Path(config["results"]).parent),  # as tasks.compare reads it
         "command": command,
         "note": data.note,
         **environment(torch.get_num_threads(), accelerator_name(model)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from tasks.cli import flatten
 from tasks.data.images import decode
 from tasks.data.loader import Collate, Samples, evaluation_loader, training_loader
 from tasks.reporting import closing
@@ -28,6 +31,8 @@ from tasks.training.schedule import Growth, Schedule
 from tasks.training.weights import load_model
 
 ALLOWED_ON_RESUME = ("resume", "workers", "cache_gb", "results")
+ROOTS = re.compile(r"data\.(parts\.[^.]+\.)?root")
+"""Where the data lies, which may change, too."""
 
 
 def run(composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -110,11 +115,14 @@ def reopen(
     """
     if not (folder / checkpoint.CONFIG).is_file():
         raise FileNotFoundError(f"resume={folder} is no run folder; expected one that holds {checkpoint.CONFIG}")
-    foreign = [o for o in overrides if _key(o) not in ALLOWED_ON_RESUME]
+    own = plain(OmegaConf.load(folder / checkpoint.CONFIG))  # type: ignore[arg-type]
+    typed = own.pop("overrides")
+    allowed = [*ALLOWED_ON_RESUME, *(key for key in flatten(own) if ROOTS.fullmatch(key))]
+    foreign = [o for o in overrides if _key(o) not in allowed and o not in typed]
     if foreign:
         raise ValueError(
             f"resume= goes on with the run's own config, so {foreign[0]} cannot change it; "
-            f"allowed beside it are {', '.join(ALLOWED_ON_RESUME[1:])}"
+            f"allowed beside it are {', '.join(allowed[1:])}"
         )
     if (folder / checkpoint.RECORD).is_file():
         raise ValueError(
@@ -122,14 +130,15 @@ def reopen(
         )
     for left in folder.glob(".*.tmp"):  # of a kill while saving
         left.unlink(missing_ok=True)
-    own = plain(OmegaConf.load(folder / checkpoint.CONFIG))  # type: ignore[arg-type]
-    typed = own.pop("overrides")
     if own["task"] != config["task"]:
         raise ValueError(
             f"{folder} is a run of {own['task']}; resume it with python -m tasks.{own['task']} resume={folder}"
         )
-    given = {o.partition("=")[0] for o in overrides}
-    own |= {key: config[key] for key in ALLOWED_ON_RESUME if key in given}
+    for key in {o.lstrip("+").partition("=")[0] for o in overrides} & set(allowed):
+        *above, last = key.split(".")
+        trees: list[Any] = [config, own]
+        new, old = (reduce(lambda node, part: node[part], above, tree) for tree in trees)
+        old[last] = new[last]
     if not (folder / checkpoint.LAST).is_file():
         return own, {}, typed  # it was stopped before its first save: from the start, as it would have run
     return own, checkpoint.load(folder / checkpoint.LAST), typed
@@ -147,10 +156,8 @@ def make_module(model: Model, config: Mapping[str, Any], samples: int) -> TaskMo
         config: complete.
         samples: in the training split.
     """
-    if config["trainer"]["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
     return TaskModule(
-        model=model,
+        model=model.to(memory_format=torch.channels_last),  # doubles training speed on CPUs
         optimizer=setup.make_optimizer(config),
         schedule=Schedule(**config["schedule"]),
         growth=Growth(**config["growth"]),

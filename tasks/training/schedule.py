@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
+from heads import check_count, check_range, check_share
+
 
 def seconds_of(text: str) -> float:
     """Seconds of ``DD:HH:MM:SS``.
@@ -66,7 +68,7 @@ class Schedule:
         power: of poly.
         decay, every: ``exponential`` multiplies by ``decay`` every ``every`` passes over the data, in stairs.
     Raises:
-        ValueError: an unknown shape, or a warm-up outside [0, 1).
+        ValueError: an unknown shape, or a number that is none or out of its range.
     """
 
     shape: str = "cosine"
@@ -81,8 +83,10 @@ class Schedule:
         shapes = ("cosine", "poly", "exponential", "constant")
         if self.shape not in shapes:
             raise ValueError(f"schedule.shape is {self.shape!r}; expected one of {', '.join(shapes)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"schedule.warmup is {self.warmup}; expected a share of the run, from 0 to below 1")
+        check_share("schedule.warmup", self.warmup)
+        for key in ("warmup_from", "final", "power", "decay"):
+            check_range(f"schedule.{key}", getattr(self, key), 0)
+        check_range("schedule.every", self.every, 1e-6)
 
     def factor(self, progress: float, passes: float) -> float:
         """What to multiply the base rate with.
@@ -107,8 +111,8 @@ class Growth:
     """The images' size over a run: small at first, because early steps need no detail and cost by the pixel.
 
     Args:
-        start: factor on the input's size at the first step, in (0, 1]; 1 trains at full size throughout.
-        until: share of the run at which the full size is reached, in (0, 1].
+        start: factor on the input's size at the first step, in [0.001, 1]; 1 trains at full size throughout.
+        until: share of the run at which the full size is reached, in [0.001, 1].
         multiple: sizes are rounded to this many pixels, and no side gets smaller than 32.
     Raises:
         ValueError: an argument is out of its range.
@@ -121,10 +125,8 @@ class Growth:
 
     def __post_init__(self) -> None:
         for key in ("start", "until"):
-            if not 0 < getattr(self, key) <= 1:
-                raise ValueError(f"growth.{key} is {getattr(self, key)}; expected a share above 0, up to 1")
-        if self.multiple < 1:
-            raise ValueError(f"growth.multiple is {self.multiple}; expected a whole number of pixels above 0")
+            check_range(f"growth.{key}", getattr(self, key), 1e-3, 1)
+        check_count("growth.multiple", self.multiple)
 
     def size(self, full: tuple[int, int], progress: float) -> tuple[int, int]:
         """Height, width of the images at ``progress``, a share of the run in [0, 1]; ``full`` from ``until`` on."""

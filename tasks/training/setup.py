@@ -19,17 +19,41 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from heads import check_count
+from heads import check_count, check_range
+from tasks.cli import CONF, describe
 from tasks.data import DataSet
 from tasks.data.loader import Samples
 from tasks.data.mix import Mix
 from tasks.training import callbacks
 from tasks.training.balance import Balance
-from tasks.training.build import as_size, call, make, without
+from tasks.training.build import as_size, call, make, section_of, without
 from tasks.training.metrics import METRICS
 from tasks.training.schedule import Budget, Growth, Schedule, seconds_of
+from tasks.words import suggest
+
+SECTIONS = ("mix", "schedule", "growth", "ema")
+"""Of base.yaml, whose keys are all there are."""
+COUNTS = ("batch_size", "eval_batch_size", "trainer.accumulate", "trainer.threads")
+RANGES = {
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("mix.p", "ema.share", "ema.cap", "bn_momentum"), (0, 1)),
+    **dict.fromkeys(("cache_gb", "workers", "backbone_lr", "mix.mixup_alpha", "mix.cutmix_alpha"), (0, float("inf"))),
+    **{
+        f"trainer.{key}": (0, float("inf"))
+        for key in ("max_epochs", "max_steps", "default_epochs", "clip_norm", "validations", "save_every")
+    },
+}
+"""Key -> least and largest number."""
+BESIDES: dict[str, tuple[str | None, ...]] = {
+    "workers": ("auto",),
+    "bn_momentum": ("auto", None),
+    **{f"trainer.{key}": (None,) for key in ("threads", "max_epochs", "max_steps", "clip_norm")},
+}
+"""Key -> what may stand there for a number."""
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 def quiet() -> None:
@@ -62,9 +86,8 @@ def check(config: dict[str, Any]) -> None:
     for key in ("image_size", "train_size"):
         if config.get(key) is not None:
             config[key] = as_size(key, config[key])
-    for key in ("batch_size", "eval_batch_size"):
-        check_count(key, config[key])
-    check_count("trainer.accumulate", config["trainer"]["accumulate"])
+    check_paths(config)
+    check_numbers(config)
     make_balance(config)
     if config["evaluation"].get("resize") == "crop" and (others := sorted({*config["heads"]} - {"classify"})):
         raise ValueError(f"evaluation.resize=crop would cut off what {', '.join(others)} must find; leave it out")
@@ -72,9 +95,64 @@ def check(config: dict[str, Any]) -> None:
         raise ValueError(
             "trainer.accelerator is gpu, but torch sees none here; leave it out, or install torch for CUDA"
         )
+    if config["trainer"]["precision"] not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision is {config['trainer']['precision']}; expected one of {', '.join(PRECISIONS)}"
+        )
     make_budget(config, 1)
     Schedule(**config["schedule"])
     Growth(**config["growth"])
+
+
+def check_paths(config: dict[str, Any]) -> None:
+    """Refuse what cannot take a run's files; ``~`` becomes the home folder.
+
+    Raises:
+        ValueError: no path, or a folder where a file is to be.
+    """
+    for key, usual in (("output", "outputs"), ("results", "results.jsonl")):
+        if not isinstance(config[key], str):
+            raise ValueError(f"{key} is {config[key]}; expected a path, such as {usual}")
+    for key in ("output", "results", "resume"):
+        if config[key] and config[key].partition("/")[0] == "~":
+            config[key] = str(Path(config[key]).expanduser())
+    if Path(config["results"]).is_dir():
+        raise ValueError(f"results={config['results']} is a folder; expected a file, such as results.jsonl")
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none, out of their range or overruled, and keys that do not exist.
+
+    Raises:
+        ValueError: names the key, its value and what was expected.
+    """
+    base: Any = OmegaConf.load(CONF / "base.yaml")
+    for section in SECTIONS:
+        known = list(base[section])
+        if not isinstance(config[section], dict):
+            raise ValueError(f"{section} is {config[section]}; set {section}.<key>: {', '.join(known)}")
+        for key in config[section]:
+            if key not in known:
+                there = ", ".join(known)
+                raise ValueError(f"there is no setting {section}.{key}{suggest(key, known)}; there are {there}")
+    for key in (*COUNTS, *RANGES):
+        section, _, name = key.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if value in BESIDES.get(key, ()):
+            continue
+        if key in COUNTS:
+            check_count(key, value)
+        else:
+            check_range(key, value, *RANGES[key])
+    parts = {"backbone": ("backbone", config["backbone"])}
+    parts |= {section_of(config, task): ("head", head) for task, head in config["heads"].items()}
+    everywhere = config["bn_momentum"]
+    for section, (group, part) in parts.items():
+        if everywhere is not None and "bn_momentum=" in describe(group, part):
+            raise ValueError(
+                f"{section}.bn_momentum is {part['bn_momentum']}, but bn_momentum={everywhere} overrules it; "
+                "set bn_momentum=null"
+            )
 
 
 def device(config: Mapping[str, Any]) -> torch.device:
@@ -110,7 +188,7 @@ def make_optimizer(config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: it cannot be made with these settings.
     """
-    float16 = str(precision(config)) in ("16", "16-mixed")
+    float16 = precision(config) == "16-mixed"
     optimizer = make(without(config["optimizer"], *(["fused"] if float16 else [])))
     try:
         optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
@@ -196,12 +274,9 @@ def make_budget(config: Mapping[str, Any], samples: int) -> Budget:
     """How long to train, from ``trainer.max_epochs``, ``max_steps`` and ``max_time``.
 
     Raises:
-        ValueError: one is negative or unreadable.
+        ValueError: the time is unreadable or none.
     """
     trainer = config["trainer"]
-    for key in ("max_epochs", "max_steps"):
-        if trainer[key] is not None and (isinstance(trainer[key], str | bool) or trainer[key] < 0):
-            raise ValueError(f"trainer.{key} is {trainer[key]!r}; expected a number, 0 or more")
     steps = []
     epochs = trainer["max_epochs"]
     if epochs is None and trainer["max_steps"] is None and trainer["max_time"] is None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from backbones.trunk import Trunk
-from backbones.weights import load_weights, read
+from backbones.weights import load_weights, located, read
 from heads import deeplabv3, fcn, lraspp, segmentation, ssdlite
 from heads.linear import Linear
 from heads.pooled import Pooled
@@ -94,8 +93,7 @@ def load_backbone(backbone: nn.Module, source: str) -> State:
     """
     if isinstance(backbone, Trunk):
         return load_weights(backbone, source, "weights")
-    path = Path(source)
-    state = read(path / "best.pt" if path.is_dir() else path, "weights")
+    state = read(located(source), "weights")
     own = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("heads.")}
     if not any(key.startswith("backbone.") for key in state):
         raise ValueError(
