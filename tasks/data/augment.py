@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from heads import Size
+from heads import Size, check_range
 from tasks.data.colour import Photometric
 from tasks.data.pixels import GREY_FILL, AutomaticPolicy, Erase
 from tasks.data.view import BORDERS, Window, fit, view_boxes, view_image, view_mask
@@ -53,8 +53,8 @@ class Augmentation:
     min_box: float = 1.0
 
     def __post_init__(self) -> None:
-        check_share("augment.flip", self.flip)
-        check_share("augment.vertical_flip", self.vertical_flip)
+        check_range("augment.flip", self.flip, 0, 1)
+        check_range("augment.vertical_flip", self.vertical_flip, 0, 1)
         if self.border not in BORDERS:
             raise ValueError(f"augment.border is {self.border!r}; expected one of {', '.join(BORDERS)}")
         if self.fill is not None and (len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill)):
@@ -83,13 +83,7 @@ class Augmentation:
         return seen
 
 
-def check_share(key: str, value: float) -> None:
-    """Refuse a probability outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{key} is {value}; expected a probability from 0 to 1")
-
-
-def check_range(key: str, value: Sequence[float]) -> tuple[float, float]:
+def check_interval(key: str, value: Sequence[float]) -> tuple[float, float]:
     """Refuse anything but two positive numbers in rising order."""
     if len(value) != 2 or not 0 < value[0] <= value[1]:
         raise ValueError(f"{key} is {list(value)}; expected two positive numbers [least, most]")
@@ -128,8 +122,8 @@ def detection(
     Source: SSD, section 2.2, arXiv 1512.02325; numbers as in torchvision's reference ("ssd" preset).
     Differs: colour is changed after the resize, which is cheaper; zoom out has its mean colour, not ImageNet's.
     """
-    check_share("augment.zoom_out", zoom_out)
-    check_share("augment.iou_crop", iou_crop)
+    check_range("augment.zoom_out", zoom_out, 0, 1)
+    check_range("augment.iou_crop", iou_crop, 0, 1)
     if zoom_out_ratio < 1:
         raise ValueError(f"augment.zoom_out_ratio is {zoom_out_ratio}; expected 1 or more")
     if not 0 < min_scale <= 1:
@@ -179,7 +173,7 @@ def classification(
     Source: torchvision's classification reference; random erasing: arXiv 1708.04896.
     """
     windows: dict[str | None, Callable[[Item, Size], Window]] = {
-        "random_resized": RandomResized(check_range("augment.scale", scale), check_range("augment.ratio", ratio)),
+        "random_resized": RandomResized(check_interval("augment.scale", scale), check_interval("augment.ratio", ratio)),
         "shift": Shift(shift),
         None: whole,
     }
@@ -187,7 +181,7 @@ def classification(
         raise ValueError(f"augment.crop is {crop!r}; expected random_resized, shift or null")
     if shift < 0:
         raise ValueError(f"augment.shift is {shift}; expected 0 or more pixels")
-    check_share("augment.erase", erase)
+    check_range("augment.erase", erase, 0, 1)
     pixels: list[Callable[[Tensor], Tensor]] = []
     if auto is not None:
         pixels.append(AutomaticPolicy(auto, magnitude, as_fill(fill) or GREY_FILL))
@@ -224,7 +218,7 @@ def segmentation(
     Source: the DeepLab papers' scale jitter (arXiv 1706.05587, section 4.1) as torchvision's reference does it.
     """
     full = as_size(size) if base is None else as_size(base, "augment.base")
-    window = ScaledCrop(as_size(size), check_range("augment.scale", scale), full)
+    window = ScaledCrop(as_size(size), check_interval("augment.scale", scale), full)
     pixels = () if photometric is None else (photometric,)
     return Augmentation(as_size(size), window, flip, vertical_flip, pixels, as_fill(fill), min_box=min_box)
 
