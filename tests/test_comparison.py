@@ -185,7 +185,7 @@ def test_calm_measurements_are_preferred() -> None:
 def test_a_benchmark_on_a_calm_machine_outvotes_what_nobody_checked() -> None:
     records = runs("a", [0.3, 0.4, 0.5], latency=LATENCY)
     [table] = compare(records).tables
-    assert any(line.startswith("the latency of 1 row is of some seconds after training") for line in table.mind)
+    assert any(line.startswith("the latency of 1 row was taken within seconds after training") for line in table.mind)
     calm = record(backbone="a", metrics={}, latency=LATENCY | {"median_ms": 5.0, "noisy": False})
     [table] = compare([*records, calm]).tables
     assert table.rows[0].latency_ms == 5.0

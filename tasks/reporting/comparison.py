@@ -302,8 +302,8 @@ def _measure(
         table.mind.append(f"the latency of {_count(busy, 'row')} was only ever measured on a busy machine")
     if unchecked:
         table.mind.append(
-            f"the latency of {_count(unchecked, 'row')} is of some seconds after training, whatever else the machine "
-            "did; python -m tasks.benchmark run=<run folder> measures it"
+            f"the latency of {_count(unchecked, 'row')} was taken within seconds after training, whatever else ran; "
+            "python -m tasks.benchmark run=<run folder> measures it"
         )
     for conditions, n in elsewhere.most_common():
         table.left_out.append(f"latency of {_count(n, 'row')} measured under other conditions ({conditions})")
