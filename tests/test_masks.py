@@ -162,6 +162,7 @@ def test_a_colour_mask_is_refused(tmp_path: Path) -> None:
     [
         ({"classes": None}, "data.classes is not set"),
         ({"classes": "car"}, r"data\.classes is 'car'; expected a list: data\.classes=\[car\]"),
+        ({"ignore": 11}, r"data\.ignore is 11; expected a list: data\.ignore=\[11\]"),
         ({"classes": ["a", "b", "a"]}, "has the class 'a' twice for segment; remove or rename one, in data.classes"),
         ({"ignore": [2]}, "have 2 twice or out of range"),
         ({"values": [0, 1]}, "2 numbers for 3 classes"),

@@ -90,10 +90,13 @@ def value_table(classes: Sequence[str] | None, values: Sequence[int] | None, ign
     """[256] int16: a file's value -> class index, ``IGNORE`` or ``UNKNOWN``.
 
     Raises:
-        ValueError: no list of classes, a value twice or out of range, or more or fewer values than classes.
+        ValueError: no list of classes or numbers, a value twice or out of range, or more or fewer values than classes.
     """
     if not classes:
         raise ValueError("data.classes is not set; list the classes' names in the order of their labels")
+    for key, given in (("values", values), ("ignore", ignore)):
+        if isinstance(given, int):
+            raise ValueError(f"data.{key} is {given}; expected a list: data.{key}=[{given}]")
     of_class = list(range(len(check_names(classes)))) if values is None else list(values)
     if len(of_class) != len(classes):
         raise ValueError(f"data.values has {len(of_class)} numbers for {len(classes)} classes; expected one a class")
