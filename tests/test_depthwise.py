@@ -52,6 +52,16 @@ def test_stands_aside(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
         conv(x).float().sum()
 
 
+def test_wide_kernels_train_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    backward = depthwise._backward
+    monkeypatch.setattr(depthwise, "_backward", lambda *a: (widths.append(a[2].shape[3]), backward(*a))[1])
+    x = torch.randn(2, 4, 9, 9).contiguous(memory_format=torch.channels_last)
+    for kernel in (3, 5, 7):
+        DepthwiseConv2d(4, kernel, padding=kernel // 2)(x).sum().backward()
+    assert widths == [3, 2, 3, 2, 2]
+
+
 def test_frozen_input_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise, "input_gradient", lambda *_: pytest.fail("nobody asked for it"))
     conv = DepthwiseConv2d(4, 5, padding=2)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.data import Sample, hold_out
 
 Names = str | Sequence[str]
 """One split of the data set's own, or several to join."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` for the user's home; a name that begins with ~ and is nobody's home stays as it is."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def open_root(name: str, root: str | None) -> Path:
@@ -20,7 +28,7 @@ def open_root(name: str, root: str | None) -> Path:
     """
     if root is None:
         raise FileNotFoundError(f"{name}: data.root is not set; set data.root=<where the data set lies>")
-    path = Path(root).expanduser().absolute()
+    path = expanded(root).absolute()
     if not path.exists():
         raise FileNotFoundError(f"{name}: data.root is {root}, which does not exist (looked in {path}); set data.root")
     return path

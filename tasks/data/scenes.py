@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.data import SPLITS, DataSet, Sample, coco
-from tasks.data.arguments import check_tasks
+from tasks.data.arguments import check_tasks, expanded
 from tasks.data.drawing import VERSION, draw_scene
 from tasks.data.images import MaskFile
 from tasks.data.shapes import SHAPES
@@ -67,9 +67,7 @@ def read(
         raise ValueError(f"scenes: data.image_size is {image_size}; expected 64 to 1024 pixels")
     if train < 1 or min(val, test) < 0 or max(counts.values()) > 999_999:
         raise ValueError(f"scenes: data.train, val and test are {train}, {val}, {test}; expected 1, 0, 0 or more")
-    folder = _cached(
-        _default_root() if root is None else Path(root).expanduser(), _Plan(seed, image_size, counts), workers
-    )
+    folder = _cached(_default_root() if root is None else expanded(root), _Plan(seed, image_size, counts), workers)
     names = [split if counts[split] else None for split in SPLITS]
     data = coco.read(
         str(folder),

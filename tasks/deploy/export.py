@@ -14,9 +14,9 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from heads import Size
+from tasks.data.arguments import expanded
 from tasks.data.loader import Samples, evaluation_loader
 from tasks.deploy import artefact, contract, engine_names, facts, parity
-from tasks.deploy.frames import expanded
 from tasks.deploy.graph import Form, Graph
 from tasks.deploy.session import (
     Runner,

@@ -10,7 +10,6 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.data.arguments import expanded
 from tasks.data.folder import EXTENSIONS, shown, walk
 from tasks.data.images import decode, open_zip, split_source
 
@@ -58,13 +58,6 @@ class Frames:
     """Of a video: frames a second."""
     left_alone: Counter[str] = field(default_factory=Counter)
     """Suffix -> files there that are no images by their names."""
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with ``~`` for the user's home; a name that begins with ~ and is nobody's home stays as it is."""
-    with suppress(RuntimeError):
-        return Path(path).expanduser()
-    return Path(path)
 
 
 def open_frames(images: str | None, max_pixels: int) -> Frames:

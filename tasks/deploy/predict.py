@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from tasks.data.arguments import expanded
 from tasks.data.images import MAX_BYTES, decode
 from tasks.deploy import engine
-from tasks.deploy.frames import BEGIN, Frame, Frames, expanded, open_frames, video_library, video_suffix
+from tasks.deploy.frames import BEGIN, Frame, Frames, open_frames, video_library, video_suffix
 from tasks.deploy.predictor import AUTO, STAGES, Predictor, Room, Seen, ahead, open_predictor, predicted, read
 from tasks.deploy.session import cores
 from tasks.deploy.writers import ENTRIES, SKIPPED, VIDEO, Output

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from heads import Size
+from tasks.data.arguments import expanded
 from tasks.data.drawing import draw_scene
 from tasks.deploy.choice import choose
-from tasks.deploy.frames import Frame, expanded
+from tasks.deploy.frames import Frame
 from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model, thread_count
 from tasks.reporting.overlay import Picture, picture
 from tasks.training.build import model_from_run

@@ -25,6 +25,7 @@ from rich.console import Console
 from heads import check_count, check_range
 from tasks.cli import CONF, describe
 from tasks.data import DataSet
+from tasks.data.arguments import expanded
 from tasks.data.loader import Samples
 from tasks.data.mix import Mix
 from tasks.training import callbacks
@@ -87,7 +88,9 @@ def check(config: dict[str, Any]) -> None:
         if config.get(key) is not None:
             config[key] = as_size(key, config[key])
     check_paths(config)
+    check_keys(config)
     check_numbers(config)
+    check_momentum(config)
     make_balance(config)
     if config["evaluation"].get("resize") == "crop" and (others := sorted({*config["heads"]} - {"classify"})):
         raise ValueError(f"evaluation.resize=crop would cut off what {', '.join(others)} must find; leave it out")
@@ -114,17 +117,17 @@ def check_paths(config: dict[str, Any]) -> None:
         if not isinstance(config[key], str):
             raise ValueError(f"{key} is {config[key]}; expected a path, such as {usual}")
     for key in ("output", "results", "resume"):
-        if config[key] and config[key].partition("/")[0] == "~":
-            config[key] = str(Path(config[key]).expanduser())
+        if config[key]:
+            config[key] = str(expanded(config[key]))
     if Path(config["results"]).is_dir():
         raise ValueError(f"results={config['results']} is a folder; expected a file, such as results.jsonl")
 
 
-def check_numbers(config: Mapping[str, Any]) -> None:
-    """Refuse numbers that are none, out of their range or overruled, and keys that do not exist.
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Refuse keys that do not exist, in sections that are no function's arguments.
 
     Raises:
-        ValueError: names the key, its value and what was expected.
+        ValueError: names the key, and those there are.
     """
     base: Any = OmegaConf.load(CONF / "base.yaml")
     for section in SECTIONS:
@@ -135,6 +138,14 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             if key not in known:
                 there = ", ".join(known)
                 raise ValueError(f"there is no setting {section}.{key}{suggest(key, known)}; there are {there}")
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none, or out of their range.
+
+    Raises:
+        ValueError: names the key, its value and what was expected.
+    """
     for key in (*COUNTS, *RANGES):
         section, _, name = key.rpartition(".")
         value = (config[section] if section else config)[name]
@@ -144,6 +155,14 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             check_count(key, value)
         else:
             check_range(key, value, *RANGES[key])
+
+
+def check_momentum(config: Mapping[str, Any]) -> None:
+    """Refuse a part's own ``bn_momentum`` where the one for all overrules it.
+
+    Raises:
+        ValueError: names the part's key, and the one to unset.
+    """
     parts = {"backbone": ("backbone", config["backbone"])}
     parts |= {section_of(config, task): ("head", head) for task, head in config["heads"].items()}
     everywhere = config["bn_momentum"]
