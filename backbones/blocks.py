@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -135,7 +136,10 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to the same shape; the input stays as it is, for it may be a feature of its own."""
-        means = x.mean((2, 3), keepdim=True)
+        if self.training and x.dtype == torch.float32:
+            means = x.sum((2, 3), keepdim=True) / x[0, 0].numel()  # its gradient is spread without being written out
+        else:
+            means = x.mean((2, 3), keepdim=True)
         return x * self.gate(self.expand(F.relu(self.reduce(means), inplace=True)))
 
 

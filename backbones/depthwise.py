@@ -108,9 +108,19 @@ def weight_gradient(
     for part in weight.tensor_split(-(-weight.shape[3] // WIDEST), dim=3):
         left = padding[1] - sum(done.shape[3] for done in columns)
         seen = stride[1] * (grad.shape[3] - 1) + part.shape[3]
-        window = F.pad(x, (left, seen - left - x.shape[3]))
+        window = cut(x, left, seen)
         columns.append(_backward(grad, window, part, stride, (padding[0], 0), (False, True, False))[1])
     return torch.cat(columns, dim=3)
+
+
+def cut(x: Tensor, left: int, seen: int) -> Tensor:
+    """The columns ``-left`` to ``seen - left`` of a map, zeros where it has none; half the passes of ``F.pad``."""
+    window = torch.empty((*x.shape[:3], seen), memory_format=torch.channels_last)
+    start, end = max(left, 0), min(left + x.shape[3], seen)
+    window[..., :start] = 0
+    window[..., end:] = 0
+    window[..., start:end] = x[..., start - left : end - left]
+    return window
 
 
 def _backward(

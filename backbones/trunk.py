@@ -169,7 +169,10 @@ class Trunk(nn.Module):
                 f"image is {image.dtype} {list(image.shape)}; expected floats [B, 3, H, W] in [0, 1] (bytes / 255)"
             )
         features: dict[str, Tensor] = {}
-        x = self.stem((image - self.mean) / self.std)
+        x = (image - self.mean) / self.std
+        if self.training and self.stem.conv.weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)  # once; the convolution would do it in both passes
+        x = self.stem(x)
         for name in self._stem_taps:
             features[name] = x
         for block in self.blocks:

@@ -231,3 +231,14 @@ def test_refuses_unknown_values(build: type[Trunk], arguments: dict[str, object]
 def test_builds_on_the_meta_device() -> None:
     with torch.device("meta"):
         assert params(MobileNetV2()) == params(MobileNetV2())
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_maps_of_training_lie_in_memory_as_the_weights(last: bool) -> None:
+    layout = torch.channels_last if last else torch.contiguous_format
+    net = MnasNet("a1").train().to(memory_format=layout)
+    seen: list[torch.Tensor] = []
+    net.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen += net(torch.rand(2, 3, 64, 64)).values()
+    assert len(seen) > 3
+    assert all(x.is_contiguous(memory_format=layout) for x in seen)

@@ -20,7 +20,7 @@ def resized(batch: Batch, size: Size) -> Batch:
         return batch
     image = F.interpolate(batch.image, size=size, mode="bilinear", antialias=True, align_corners=False)
     targets = {task: RESIZE[task](target, before, size) for task, target in batch.targets.items()}
-    return batch._replace(image=image.contiguous(memory_format=torch.channels_last), targets=targets)
+    return batch._replace(image=image, targets=targets)
 
 
 def resize_labels(labels: Tensor, _before: Size, _after: Size) -> Tensor:
