@@ -299,13 +299,25 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
         open_file(file)
 
 
-def test_executorch_runs_the_same_model(tmp_path: Path) -> None:
+def test_executorch_keeps_its_number_of_threads() -> None:
     pytest.importorskip("executorch", reason="the extra executorch is not installed")
-    graph = Graph(network("classify"), Form((64, 96), batch=1))
-    runner = open_model(graph.model, "executorch")
+    model = network("classify")
+    runner = open_model(model, "executorch")
     with pytest.raises(ValueError, match=rf"with {runner.threads} threads here and cannot change it"):
-        open_model(graph.model, "executorch", runner.threads + 1)
-    image = pictures(1, (64, 96))
-    np.testing.assert_allclose(
-        runner.run(image)["classify"], graph.named(torch.from_numpy(image))["classify"].numpy(), atol=1e-5, rtol=1e-4
-    )
+        open_model(model, "executorch", runner.threads + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("task", TASKS)
+def test_executorch_runs_the_same_models(task: str, batch: int) -> None:
+    """Its files take one number of images of one size, and writing one takes a quarter of a minute."""
+    pytest.importorskip("executorch", reason="the extra executorch is not installed")
+    backbone, size = BACKBONES[(TASKS.index(task) + batch) % len(BACKBONES)], SIZES[batch > 1]
+    graph = Graph(network(task, backbone, size), Form(size, batch))
+    runner, image = open_model(graph.model, "executorch", batch=batch), pictures(batch, size)
+    found = runner.run(image)
+    for name, value in graph.named(torch.from_numpy(image)).items():
+        difference = Difference(False)
+        difference.take(found[name], value.numpy())
+        assert difference.relative < 1e-4, (backbone, name, difference)

@@ -18,6 +18,7 @@ from PIL import Image
 from tasks import predictor
 from tasks.cli import compose
 from tasks.deploy import engine, export, inside, parity
+from tasks.deploy.program import trace
 from tasks.deploy.session import open_file
 
 SIZE = ["image_size=[64,64]", "workers=0"]
@@ -113,6 +114,30 @@ def test_a_swapped_activation_is_caught_and_named(
     out = tmp_path / f"model{engine(name).SUFFIX}"
     with pytest.raises(ValueError, match="is not the same model") as error:
         export.run(settings(classifier, f"engine={name}", f"out={out}", "batch=2"))
+    assert f"They part at {swapped[0]} (Hardswish)" in str(error.value)
+    assert not out.exists()
+    assert out.with_name(f"model.failed{out.suffix}").exists()
+
+
+@pytest.mark.parametrize("name", ["torch_export", "executorch"])
+def test_a_swapped_activation_of_a_program_is_caught_and_named(
+    classifier: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch" if name == "torch_export" else name)
+    swapped = []
+
+    def faulty(graph: Any) -> Any:
+        program = trace(graph)
+        node = [node for node in program.graph.nodes if node.target == torch.ops.aten.hardswish.default][17]
+        node.target = torch.ops.aten.hardsigmoid.default
+        program.graph_module.recompile()
+        swapped.append(list(node.meta["nn_module_stack"].values())[-1][0].removeprefix("model."))
+        return program
+
+    monkeypatch.setattr(engine(name), "trace", faulty)
+    out = tmp_path / f"model{engine(name).SUFFIX}"
+    with pytest.raises(ValueError, match="is not the same model") as error:
+        export.run(settings(classifier, f"engine={name}", f"out={out}", "batch=2", "threads=null"))
     assert f"They part at {swapped[0]} (Hardswish)" in str(error.value)
     assert not out.exists()
     assert out.with_name(f"model.failed{out.suffix}").exists()

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from tasks.deploy.engine_torch_export import Recorder
 from tasks.deploy.graph import Graph
 from tasks.deploy.program import trace
 
@@ -52,6 +55,10 @@ class Session:
         return {name: value.numpy() for name, value in zip(self.metadata["outputs"], outputs, strict=True)}
 
 
+_lowered: dict[Path, ExportedProgram] = {}
+"""The file that was written last, and what it was made from: nothing in the file itself lets one look inside."""
+
+
 def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
     """See ``tasks.deploy.Engine``.
 
@@ -62,15 +69,23 @@ def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
         raise ValueError("executorch takes one size and one number of images; set size=fixed and batch=1")
     if any(name.endswith("/count") for name in graph.outputs):
         raise ValueError("executorch has no operator for non-maximum suppression; export with postprocess=outside")
+    text = torch.frombuffer(bytearray(json.dumps(metadata).encode()), dtype=torch.uint8)
+    program = trace(graph)
+    file.write_bytes(lower(program, {ENTRY: text}))
+    _lowered.clear()
+    _lowered[file.resolve()] = program
+
+
+def lower(program: ExportedProgram, constants: Mapping[str, Any] | None = None) -> bytes:
+    """The program as a file, what XNNPACK can do in its hands; ``constants`` become methods without input."""
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        text = torch.frombuffer(bytearray(json.dumps(metadata).encode()), dtype=torch.uint8)
         edge = to_edge_transform_and_lower(
-            trace(graph), partitioner=[XnnpackPartitioner()], constant_methods={ENTRY: text}
+            program, partitioner=[XnnpackPartitioner()], constant_methods=dict(constants or {})
         )
-        file.write_bytes(edge.to_executorch().buffer)
+        return bytes(edge.to_executorch().buffer)
 
 
 def load(file: Path, threads: int, precision: str) -> Session:
@@ -79,8 +94,31 @@ def load(file: Path, threads: int, precision: str) -> Session:
 
 
 def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
-    """Nothing: the layers are compiled away, see ``tasks.deploy.Engine``."""
-    return {}
+    """See ``tasks.deploy.Engine``; only of the file that this process wrote last, by lowering its program once more."""
+    if file.resolve() not in _lowered:
+        return {}
+    inside, example = Inside(_lowered[file.resolve()]), torch.from_numpy(image)
+    with torch.no_grad():
+        names = list(inside(example))
+        buffer = lower(torch.export.export(inside, (example,)))
+    with quiet():
+        from executorch.runtime import Runtime
+
+        found = Runtime.get().load_program(buffer).load_method("forward").execute([example])
+    return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+
+class Inside(nn.Module):
+    """A program that gives what each module gives, by its name."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self.recorder = Recorder(program)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] uint8, as many and as large as the program takes."""
+        self.recorder.run(image)
+        return self.recorder.seen
 
 
 @contextmanager

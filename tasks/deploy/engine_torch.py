@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,5 +43,5 @@ def as_array(value: torch.Tensor) -> np.ndarray:
 
 
 def wrap(graph: Graph, metadata: Mapping[str, Any], threads: int, precision: str) -> Session:
-    """The model as it is, instead of ``export`` and ``load``."""
-    return Session(graph, metadata, threads, precision)
+    """The model as it is, instead of ``export`` and ``load``; a copy, for channels last would spoil other engines' files."""
+    return Session(copy.deepcopy(graph), metadata, threads, precision)

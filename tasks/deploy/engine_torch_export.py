@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
@@ -55,25 +56,26 @@ def read(file: Path) -> tuple[ExportedProgram, dict[str, Any]]:
 
 def layers(file: Path, image: np.ndarray, precision: str) -> dict[str, np.ndarray]:
     """See ``tasks.deploy.Engine``."""
-    recorder = Recorder(read(file)[0].module())
+    recorder = Recorder(read(file)[0])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         recorder.run(torch.from_numpy(image))
-    return recorder.seen
+    return {name: as_array(value) for name, value in recorder.seen.items()}
 
 
 class Recorder(Interpreter):
-    """Runs a graph and keeps what each module's last operator gives."""
+    """Runs a program, made free of operators that work in place, and keeps what each module's last operator gives."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__(module)
-        self.seen: dict[str, np.ndarray] = {}
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__(program.run_decompositions({}).module())
+        self.seen: dict[str, Tensor] = {}
+        """By the module's name."""
 
     def run_node(self, n: Node) -> Any:
         """One operator."""
         found = super().run_node(n)
-        if isinstance(found, torch.Tensor):
+        if isinstance(found, Tensor):
             for scope, _ in n.meta.get("nn_module_stack", {}).values():
                 name = re.sub(r"@\d+", "", scope)  # how a module's second call is named
                 if name.startswith("model."):
-                    self.seen[name.removeprefix("model.")] = as_array(found).copy()  # the next may work in place
+                    self.seen[name.removeprefix("model.")] = found
         return found
