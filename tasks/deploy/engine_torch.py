@@ -43,5 +43,5 @@ def as_array(value: torch.Tensor) -> np.ndarray:
 
 
 def wrap(graph: Graph, metadata: Mapping[str, Any], threads: int, precision: str) -> Session:
-    """The model as it is, instead of ``export`` and ``load``; a copy, for channels last would spoil other engines' files."""
+    """The model as it is, instead of ``export`` and ``load``: a copy, for other engines write files of the graph."""
     return Session(copy.deepcopy(graph), metadata, threads, precision)
