@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import ConvNormAct
-from heads import Size, check_share, select
-from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
+from heads import Size, check_range, check_share, select
+from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
 class FCN(nn.Module):
@@ -52,7 +52,8 @@ class FCN(nn.Module):
         self.classifier = nn.Conv2d(spec.channels // 4, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
-        self.dice = check_dice(dice)
+        check_range("head.dice", dice, 0)
+        self.dice = float(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the feature's stride."""

@@ -42,7 +42,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
     Args:
         logits: [B, A, K] float.
         labels: [B, A] int64, -1 = background.
-        alpha: weight of objects, in (0, 1); the background has 1 - alpha.
+        alpha: weight of objects, in [0, 1]; the background has 1 - alpha.
         gamma: how fast well-classified anchors lose weight, >= 0.
     Returns:
         Scalar, sum over anchors and classes.

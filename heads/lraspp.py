@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from backbones import FeatureSpec
 from backbones.blocks import GATES, ConvNormAct, check_choice
-from heads import Size, check_count, select
-from heads.segmentation import check_dice, class_maps, class_weight_tensor, pixel_loss, rename_head
+from heads import Size, check_count, check_range, select
+from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
 
 TORCHVISION_NAMES = {
     "cbr.0": "branch.conv",
@@ -91,7 +91,8 @@ class LRASPP(nn.Module):
         self.low_classifier = nn.Conv2d(low_spec.channels, num_classes, 1)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)
         self.class_weights: Tensor
-        self.dice = check_dice(dice)
+        check_range("head.dice", dice, 0)
+        self.dice = float(dice)
 
     def forward(self, features: dict[str, Tensor], size: Size) -> Tensor:
         """Logits [B, K, h, w] at the low feature's stride."""

@@ -37,8 +37,8 @@ def class_weight_tensor(weights: Sequence[float] | None, num_classes: int) -> Te
         return torch.ones(num_classes)
     if len(weights) != num_classes or not all(0 <= w < float("inf") for w in weights) or not any(weights):
         raise ValueError(
-            f"class_weights={list(weights)}; expected {num_classes} finite numbers >= 0, one a class and not all 0; "
-            "correct the head's class_weights, or leave it null"
+            f"head.class_weights is {list(weights)}; expected {num_classes} finite numbers >= 0, one a class and not "
+            "all 0; correct it, or leave it null"
         )
     return torch.tensor(list(weights), dtype=torch.float32)
 
@@ -61,17 +61,6 @@ def pixel_loss(logits: Tensor, mask: Tensor, class_weights: Tensor, dice: float 
     """
     cross_entropy, overlap = _PixelLoss.apply(logits, mask, class_weights, dice)
     return {"cross_entropy": cross_entropy, "dice": overlap} if dice else {"cross_entropy": cross_entropy}
-
-
-def check_dice(weight: float) -> float:
-    """The weight itself.
-
-    Raises:
-        ValueError: it is negative, infinite or no number.
-    """
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"dice={weight}; expected a finite weight >= 0 of the Dice loss, and 0 for none")
-    return float(weight)
 
 
 class _PixelLoss(torch.autograd.Function):

@@ -34,7 +34,8 @@ python -m tasks.benchmark [what] [key=value ...]
   peer                      rows=step_large,coco ... (rows=? lists them)   rounds=   threads=2   engine=
                             profile=true (where the time goes, on both sides)
                             bccd=<folder> camvid=<folder> (input_*, step_ssdlite_real; else drawn scenes)
-                            images=5000 (coco)
+                            images=5000 (coco)   batch= (step_*, post_*, input_*)
+  check                     trials=40   rounds=
   paper                     table=3,4,6   engine=   threads=   rounds=
   out=table.md              a file for the table, beside the screen
 

@@ -96,7 +96,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (["segment", "data=masks", "data.root={empty}", "data.classes=[a,b]"], "has no folder images/train"),
         (["segment", "data=camvid", "data.root=/nowhere"], "/nowhere"),
         (["segment", "evaluation.resize=crop"], "evaluation.resize=crop would cut off"),
-        (["segment", "head.class_weights=[1,2]"], "class_weights=[1, 2]; expected 11 finite numbers"),
+        (["segment", "head.class_weights=[1,2]"], "head.class_weights is [1, 2]; expected 11 finite numbers"),
         (["multitask", "head@heads.segment=lrasp"], "there is no head 'lrasp', did you mean 'lraspp'?"),
         (["multitask", "heads.detect=null"], "heads.detect is None"),
         (["multitask", "balance.method=mgd"], "balance.method is 'mgd'"),

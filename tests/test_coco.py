@@ -150,7 +150,7 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     ),
     "zero area": (
         lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 4]),
-        r"annotation 1 \(image 42\) with bbox \[1, 2, 0, 4\] of zero area",
+        r"annotation 1 \(image 42\) with bbox \[1, 2, 0, 4\] without area",
     ),
     "outside": (
         lambda c: c["annotations"][0].update(bbox=[30, 2, 12, 4]),
@@ -161,7 +161,6 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
         r"annotation 1 .*finite numbers",
     ),
     "three numbers": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotation 1 .*bbox of four"),
-    "area": (lambda c: c["annotations"][0].update(area="big"), r"annotation 1 .*expected image_id"),
     "list as id": (lambda c: c["annotations"][0].update(id=[1]), r"annotation \[1\] .*expected image_id"),
     "no bbox": (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1 .*expected image_id, category_id and a bbox"),
     "no dict": (lambda c: c["annotations"].append(5), r"an annotation 5; expected"),
@@ -192,6 +191,15 @@ def test_each_fault_is_named_once_and_skipped_alone(root: Path, fault: str) -> N
     samples = {Path(sample.image).name: sample for sample in data.splits["train"]}
     assert set(samples) == {"a.jpg", "b.jpg", "c.jpg"}
     assert len(samples["a.jpg"].targets["detect"].labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("area", "taken"), [("big", 80), ("81", 81), (None, 80), (-3, 80), (float("nan"), 80), (40.5, 40.5)]
+)
+def test_an_area_that_is_none_is_the_box_s(root: Path, area: Any, taken: float) -> None:
+    write(root, "train2017", changed(lambda c: c["annotations"][0].update(area=area)))
+    areas = [sample.targets["detect"].area.tolist() for sample in read(root, test=None).splits["train"]]
+    assert [taken] in areas
 
 
 def test_a_missing_image_takes_its_annotations_along(root: Path) -> None:

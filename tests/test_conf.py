@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from tasks import build
 from tasks.cli import compose
 from tasks.data import DataSet
+from tasks.reporting.closing import next_commands
 from tasks.training.build import complete, plain
 from tasks.training.model import Model
+from tasks.training.record import describe_budget
 from tasks.training.setup import check, make_balance
 
 CONF = ROOT / "conf"
@@ -326,6 +328,15 @@ def test_a_single_number_is_a_square() -> None:
         ("schedule.final=-1", "schedule.final is -1"),
         ("schedule.every=0", "schedule.every is 0"),
         ("+schedule.warmupp=1", "there is no setting schedule.warmupp, did you mean 'warmup'?"),
+        ("+trainer.max_epoch=1", "there is no setting trainer.max_epoch, did you mean 'max_epochs'?"),
+        ("+balance.wieghts=1", "there is no setting balance.wieghts, did you mean 'weights'?"),
+        ("+image_sise=[64,64]", "there is no setting image_sise, did you mean 'image_size'?"),
+        ("~trainer.clip_norm", "trainer.clip_norm was taken out"),
+        ("~workers", "workers was taken out"),
+        ("~heads", "heads was taken out"),
+        ("trainer=null", "trainer is None; set trainer.<key>"),
+        ("seed=1.5", "seed is 1.5; expected a whole number"),
+        ("trainer.max_steps=2.5", "trainer.max_steps is 2.5; expected a whole number"),
         ("growth.start=abc", "growth.start is abc"),
         ("ema.share=5", "ema.share is 5; expected 0 to 1"),
         ("ema=null", "ema is None; set ema.<key>: share, cap"),
@@ -340,6 +351,40 @@ def test_a_single_number_is_a_square() -> None:
 def test_a_runs_setting_of_the_wrong_kind_is_named(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         check(plain(compose("detect", [setting])))
+
+
+@pytest.mark.parametrize(
+    ("words", "budget"),
+    [
+        (["trainer.max_steps=1234568"], "1234568 steps"),
+        (["trainer.max_epochs=0.5", "trainer.max_steps=7"], "0.5 epochs or 7 steps"),
+        (["trainer.max_time='00:00:10:00'"], "10 min"),
+        (["trainer.default_epochs=60"], "60 epochs"),
+    ],
+)
+def test_other_budgets_have_other_names(words: list[str], budget: str) -> None:
+    assert describe_budget(plain(compose("classify", words))) == budget
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds", "other"),
+    [
+        (["backbone=small"], "backbone=small", ["backbone=large"]),
+        (
+            ["backbone=small_minimalistic", "batch_size=8"],
+            "backbone=small_minimalistic",
+            ["backbone=small", "batch_size=8"],
+        ),
+        (["backbone=large", "backbone.last_stage=original"], "backbone=large", ["backbone=small"]),
+    ],
+)
+def test_the_commands_to_try_next_are_of_this_backbone(words: list[str], seeds: str, other: list[str]) -> None:
+    config = plain(compose("classify", words))
+    again, another = next_commands({"overrides": words, "config": config})
+    assert again[0][:2] == ["-m", seeds]
+    assert another[0] == other
+    for found in (again[0][1:-1], another[0]):
+        build("classify", [*found, "head.num_classes=3"])
 
 
 def test_what_may_stand_for_a_number_is_taken() -> None:

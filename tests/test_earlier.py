@@ -98,7 +98,6 @@ def test_a_running_run_is_nobody_else_s(tmp_path: Path) -> None:
         other.wait()
     with claim(tmp_path):
         pass
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

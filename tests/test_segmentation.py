@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones import FeatureSpec
 from heads import segmentation
+from heads.fcn import FCN
 from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
@@ -101,8 +103,8 @@ def test_dice_and_its_gradient_equal_the_definition(shown: int) -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_dice_s_weight_is_checked(weight: float) -> None:
-    with pytest.raises(ValueError, match="dice="):
-        segmentation.check_dice(weight)
+    with pytest.raises(ValueError, match=r"head\.dice is"):
+        FCN({"c5": FeatureSpec(8, 32)}, 3, dice=weight)
 
 
 @pytest.mark.parametrize("value", [5, 254, 300])

@@ -138,6 +138,8 @@ def test_held_out_shares_do_not_overlap_and_follow_the_seed(root: Path) -> None:
     assert read(root, val=None, test=None).splits["val"] == []
     with pytest.raises(ValueError, match=r"data\.val is 1\.5; expected a split's name, or a share"):
         read(root, val=1.5)
+    with pytest.raises(ValueError, match=r"data\.val=0\.6 and data\.test=0\.6 leave nothing to train on"):
+        read(root, val=0.6, test=0.6)
     with pytest.raises(ValueError, match="both train and test"):
         read(root, test="train")
 

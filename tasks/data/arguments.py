@@ -87,6 +87,9 @@ def arrange_splits(
     rest = _join(load, "train", train)
     splits: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     total = len(rest)
+    shares = [choice for choice in (val, test) if isinstance(choice, int | float)]
+    if all(0 < share < 1 for share in shares) and sum(shares) >= 1:
+        raise ValueError(f"data.val={val} and data.test={test} leave nothing to train on; expected a sum below 1")
     for split, choice in (("test", test), ("val", val)):
         if isinstance(choice, (int, float)):
             if not 0 < choice < 1:

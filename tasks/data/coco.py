@@ -126,7 +126,7 @@ class _Table:
         labels = np.searchsorted(category_ids, [entry["category_id"] for entry in entries])
         crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in entries], bool)
         width_height = boxes[:, 2:] - boxes[:, :2]
-        area = np.array([entry.get("area", np.nan) for entry in entries], np.float32)
+        area = np.array([_number(entry.get("area")) for entry in entries], np.float32)
         area = np.where(np.isfinite(area) & (area > 0), area, width_height[:, 0] * width_height[:, 1])
         bounds = np.searchsorted(owner[order], np.arange(len(pictures) + 1))
         for sample, start, stop in zip(pictures.values(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -158,11 +158,11 @@ class _Table:
         try:
             key, name = entry["id"], entry["file_name"]
             if ("name", name) in seen or ("id", key) in seen:
-                raise ValueError(f"the image {name} or its id {key} twice")
+                raise ValueError(f"it has the image {name} or its id {key} twice")
             if ".." in name.split("/") or PurePosixPath(name).is_absolute():
-                raise ValueError(f"the image {name}, which points outside {self.folder}")
+                raise ValueError(f"it has the image {name}, which points outside {self.folder}")
             if name not in there and not ("/" in name and (self.folder / name).is_file()):
-                raise ValueError(f"the image {name} (id {key}), which is missing in {self.folder}")
+                raise ValueError(f"it has the image {name} (id {key}), which is missing in {self.folder}")
             source = f"{self.folder}{os.sep}{name}"
             stated = entry.get("height"), entry.get("width")
             known = all(isinstance(side, int) and side > 0 for side in stated)
@@ -171,7 +171,7 @@ class _Table:
             self.problems.add(f"{self.file.name} has the image {str(entry)[:200]}; expected id and file_name")
             return None
         except ValueError as error:
-            self.problems.add(f"{self.file.name} has {error}")
+            self.problems.add(f"{self.file.name}: {error}")
             return None
         seen |= {("name", name), ("id", key)}
         return Sample(source, size)
@@ -211,7 +211,7 @@ class _Table:
         inside = np.clip(corners, 0, limits).astype(np.float32)
         empty |= (inside[:, 2:] <= inside[:, :2]).any(axis=1) & ~outside
         for i in np.flatnonzero(empty | outside):
-            what = "of zero area" if empty[i] else f"outside its image of {sizes[i, 1]:.0f} x {sizes[i, 0]:.0f} pixels"
+            what = "without area" if empty[i] else f"outside its image of {sizes[i, 1]:.0f} x {sizes[i, 0]:.0f} pixels"
             box = ", ".join(f"{value:g}" for value in given[i])
             image = entries[i]["image_id"]
             self.problems.add(f"{self.file.name} has {_called(entries[i])} (image {image}) with bbox [{box}] {what}")
@@ -263,10 +263,16 @@ def _well_formed(entry: Any) -> bool:
     try:
         x, y, width, height = entry["bbox"]
         hash((entry["image_id"], entry["category_id"], entry.get("id")))
-        # false for NaN, too; an area is not needed, but if there it is a number
-        return abs(x) + abs(y) + abs(width) + abs(height) < 1e9 and (entry.get("area") or 0) < 1e12
+        return abs(x) + abs(y) + abs(width) + abs(height) < 1e9  # false for NaN, too
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def _called(entry: Any) -> str:

@@ -101,9 +101,9 @@ def decode_mask(source: str) -> np.ndarray:
         ValueError: as ``decode``; also a colour image, a lossy format, or an index above 255.
     """
     with _opened(source) as image:
-        if image.format in ("JPEG", "MPO"):
+        if image.format in ("JPEG", "MPO", "JPEG2000"):
             raise ValueError(
-                f"{source} is a mask in JPEG, which alters class indices; save it as PNG from the original"
+                f"{source} is a mask in {image.format}, which alters class indices; save it as PNG from the original"
             )
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise ValueError(

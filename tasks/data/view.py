@@ -83,10 +83,11 @@ def view_image(image: Tensor, view: View, fill: Sequence[int] | None = None, bor
     height, width = view.size
     patch = image[:, top:bottom, left:right]
     patch_size = (to_bottom - to_top, to_right - to_left)
-    if patch.shape[-2:] != patch_size:
+    resized = patch.shape[-2:] != patch_size
+    if resized:
         patch = F.interpolate(patch[None], size=patch_size, mode="bilinear", antialias=True)[0]
     if patch_size == view.size:
-        canvas = patch.clone(memory_format=torch.contiguous_format) if patch.data_ptr() == image.data_ptr() else patch
+        canvas = patch if resized else patch.clone(memory_format=torch.contiguous_format)
     elif border == "fill":
         colour = patch.float().mean((1, 2)).round() if fill is None else torch.tensor(list(fill))
         canvas = colour.to(torch.uint8)[:, None, None].repeat(1, height, width)

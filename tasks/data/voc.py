@@ -50,6 +50,8 @@ def read(
     Returns:
         ``difficult`` objects have ``crowd`` set: not trained on, ignored by the scores. ``segment`` has ``background``
         as its class 0, and 255 as void.
+    Differs: the development kit counts one detection of a difficult object as neither right nor wrong, from the usual
+        IoU on; here, as COCO's protocol does with crowds, any number of those that lie in it by half.
     Raises:
         FileNotFoundError: the root is not set or missing.
         ValueError: whatever is wrong with the layout, the annotations or the images; names the file and the value.
@@ -245,9 +247,9 @@ def _check_box(corners: tuple[float, ...], size: tuple[int, int], one_based: boo
         raise ValueError(f"{shown}, which is not finite")
     left, top, right, bottom = corners
     if right <= left or bottom <= top:
-        side = "area" if right == left and bottom == top else "width" if right <= left else "height"
-        sign = "negative" if right < left or bottom < top else "zero"
-        raise ValueError(f"{shown} of {sign} {side}")
+        sides = {"width": right - left, "height": bottom - top}
+        wrong = [f"{'negative' if length < 0 else 'zero'} {side}" for side, length in sides.items() if length <= 0]
+        raise ValueError(f"{shown} of {'zero area' if right == left and bottom == top else ' and '.join(wrong)}")
     left, top = left - one_based, top - one_based
     height, width = size
     if min(left, top) <= -1 or right >= width + 1 or bottom >= height + 1:

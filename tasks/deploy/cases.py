@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.benchmark import Options
 from tasks.cli import compose, describe
+from tasks.data.arguments import expanded
 from tasks.deploy import available, engine_names, facts, lacking
 
 NUM_CLASSES = {"classify": 1000, "detect": 90, "segment": 19}
@@ -213,7 +213,7 @@ def record_of(folder: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: it is not there.
     """
-    file = Path(folder) / "record.json"
+    file = expanded(folder) / "record.json"
     if not file.is_file():
         raise FileNotFoundError(f"run={folder} holds no record.json; give the folder of a finished training")
     return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))

@@ -35,11 +35,12 @@ def choose(
     """
     torch_runner = open_model(model, "torch", threads, precision)
     expected, slow = torch_runner.run(images), quickest(torch_runner, images)
+    installed = available()
     work = None if count is None else count * slow / len(images)
     if work is not None and work < WORTH:
-        why = f"{count} image{'s' if count != 1 else ''} would not repay an export; engine={available()[0]} insists"
-        return torch_runner, [why]
-    installed = available()
+        why = "one image is too little" if count == 1 else f"{count} images are too few"
+        ask = f"; engine={installed[0]} exports all the same" if installed[0] != "torch" else ""
+        return torch_runner, [f"{why} to repay an export{ask}"]
     best, best_seconds = torch_runner, slow
     notes: list[str] = []
     for name in installed[: installed.index("torch")]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -264,61 +264,3 @@ def _through(predictor: Predictor, waiting: list[Seen]) -> list[Seen]:
         seen.image = None
         seen.seconds |= {"network": network / len(batch), "post-process": rest / len(batch)}
     return waiting
-
-
-class Overhead(NamedTuple):
-    """What ``predict`` adds to an engine, milliseconds an image, medians of rounds that took turns."""
-
-    run_ms: float
-    """The bare engine: ``Runner.run`` on ready batches."""
-    predict_ms: float
-    """``Runner.predict`` on them: with post-processing in the originals' pixels."""
-    loop_ms: float
-    """The predictor's loop from fitted images to predictions: batching, network, post-processing, bookkeeping."""
-
-    @property
-    def ratio(self) -> float:
-        """The loop over the bare engine, minus 1: post-processing and everything else that is not the network."""
-        return self.loop_ms / self.run_ms - 1
-
-    @property
-    def loop_ratio(self) -> float:
-        """The loop over ``Runner.predict``, minus 1: what streaming adds to network and post-processing."""
-        return self.loop_ms / self.predict_ms - 1
-
-
-def overhead(predictor: Predictor, images: Sequence[np.ndarray], batch_size: int = 1, rounds: int = 20) -> Overhead:
-    """Measure what the predictor's loop costs beyond the engine.
-
-    Both sides start from images that are decoded and fitted to the network's size. Decoding, resizing, drawing and
-    writing, which other threads do meanwhile, are not in it; batching, post-processing and bookkeeping are.
-
-    Args:
-        predictor: with its engine.
-        images: [H, W, 3] uint8 each, at least ``batch_size``.
-        batch_size: images a call.
-        rounds: each measures bare engine, ``Runner.predict`` and loop one after the other.
-    """
-    runner = predictor.runner
-    frame = Frame("", "", lambda: images[0])
-    fitted = [predictor.fit(image) for image in images]
-    sizes = [(image.shape[0], image.shape[1]) for image in images]
-    starts = range(0, len(fitted), batch_size)
-    batches = [np.stack(fitted[i : i + batch_size]) for i in starts]
-    batch_sizes = [sizes[i : i + batch_size] for i in starts]
-    taken = np.zeros((rounds + 1, 3))
-    for row in taken:
-        clock = [time.perf_counter()]
-        for batch in batches:
-            runner.run(batch)
-        clock.append(time.perf_counter())
-        for batch, originals in zip(batches, batch_sizes, strict=True):
-            runner.predict(batch, originals)
-        clock.append(time.perf_counter())
-        items = (Seen(frame, size, image) for image, size in zip(fitted, sizes, strict=True))
-        for _ in predicted(predictor, items, batch_size):
-            pass
-        clock.append(time.perf_counter())
-        row[:] = np.diff(clock)
-    run_ms, predict_ms, loop_ms = np.median(taken[1:], axis=0) * 1000 / len(images)  # the first round warms up
-    return Overhead(float(run_ms), float(predict_ms), float(loop_ms))

@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks import build
 from tasks.benchmark import Options
-from tasks.deploy import machine, timing
+from tasks.deploy import facts, machine, timing
 from tasks.deploy.cases import Case, Plan
 from tasks.deploy.progress import Progress, show
 from tasks.deploy.session import open_model
@@ -86,7 +86,7 @@ def work(options: Options, planned: Plan) -> int:
         f"case      {case.label}; {usual:.2f} ms; {rounds} rounds a trial, both contenders in each, order drawn",
         f"verdict   different: the {100 * timing.SURE:.0f} % interval of the median ratio lies beyond "
         f"+-{100 * timing.MARGIN:.0f} %",
-        *machine.in_words([case.threads], [case.engine]),
+        *machine.in_words([case.threads], list(facts(case.engine)["PACKAGES"])),
         f"{load.in_words()}; our busy loop is none of them",
     ]
     lines += ["stopped   by Ctrl-C: what had been measured"] if interrupted else []

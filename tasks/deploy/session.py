@@ -231,7 +231,7 @@ def check_precision(name: str, precision: str) -> None:
             "precision=bf16 needs a CPU that calculates in bfloat16 (AVX-512 BF16, AMX, Arm BF16); set precision=f32"
         )
     if precision not in known:
-        raise ValueError(f"precision={precision} is nothing that engine {name} has here; expected {' or '.join(known)}")
+        raise ValueError(f"engine {name} has no precision={precision} here; expected {' or '.join(known)}")
 
 
 def has_bf16(listed: Path = Path("/proc/cpuinfo")) -> bool:

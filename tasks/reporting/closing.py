@@ -123,10 +123,11 @@ def conclude(
     console.print(table)
     name_skipped(console, skipped)
     latency = record["latency"]
+    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
     console.print(
         f"{record['params'] / 1e6:.2f} M parameters, {record['madds'] / 1e9:.3f} G multiply-adds at "
         f"{record['image_size'][0]}x{record['image_size'][1]}, {latency['median_ms']:.1f} ms an image "
-        f"(eager torch, {latency['threads']} threads), trained {record['train_seconds']:.0f} s, seed {record['seed']}"
+        f"(eager torch, {threads}), trained {record['train_seconds']:.0f} s, seed {record['seed']}"
     )
     if "sharing" in record:
         saved = record["sharing"]
@@ -135,21 +136,24 @@ def conclude(
             f"{saved['madds'][0] / saved['madds'][1]:.2f} of the multiply-adds and "
             f"{saved['params'][0] / saved['params'][1]:.2f} of the parameters of a model a task"
         )
+    shown = [picture.name for picture in pictures]
     console.print(
-        f"run folder   {folder}  (best.pt, last.pt, metrics.csv, TensorBoard, {', '.join(p.name for p in pictures)})",
+        f"run folder   {folder}  ({', '.join(['best.pt', 'last.pt', 'metrics.csv', 'TensorBoard', *shown])})",
         soft_wrap=True,
     )
     console.print(f"record       {Path(record['config']['results']).resolve()}", soft_wrap=True)
-    task = record["task"]
-    again = [word for word in record["overrides"] if not word.startswith(("seed=", "backbone="))]
-    this, other = (
-        ("small", "large")
-        if record["backbone"].startswith("small")
-        else (record["config"]["backbone"]["name"], "small")
-    )
     console.print("try next")
-    for words, why in (
+    for words, why in next_commands(record):
+        console.print(f"  python -m tasks.{record['task']} {shlex.join(words)}    # {why}", soft_wrap=True)
+
+
+def next_commands(record: Mapping[str, Any]) -> list[tuple[list[str], str]]:
+    """The overrides of runs that are worth a look after this one, and what each would tell."""
+    again = [word for word in record["overrides"] if not word.startswith(("seed=", "backbone="))]
+    this = record["config"]["backbone"]["name"]
+    other = "large" if this == "small" else "small"
+    rest = [word for word in again if not word.startswith("backbone.")]  # another backbone may lack those settings
+    return [
         (["-m", f"backbone={this}", *again, "seed=0,1,2"], "how far do seeds differ?"),
-        ([f"backbone={other}", *again], "another size"),
-    ):
-        console.print(f"  python -m tasks.{task} {shlex.join(words)}    # {why}", soft_wrap=True)
+        ([f"backbone={other}", *rest], "another backbone"),
+    ]

@@ -38,7 +38,10 @@ class _LatencyConditions(TypedDict):
 
 
 class Latency(_LatencyConditions, total=False):
-    """How long one forward took, and under which conditions. Compared only where all but the ``_ms`` are equal."""
+    """How long one forward took, and under which conditions.
+
+    Compared only where ``device``, ``engine``, ``threads`` and ``batch_size`` are equal.
+    """
 
     iqr_ms: float | None
     """Interquartile range."""
@@ -72,7 +75,7 @@ class _Required(TypedDict):
     head: str
     """The head's name; joined by ``+`` for a joint run."""
     data: str
-    """The data set's name; joined by ``+`` for a joint run."""
+    """The data yaml's name (``combined``: several sets for a joint run)."""
     split: str
     """What the metrics were computed on: ``test``, ``val``."""
     image_size: int | list[int]
@@ -81,7 +84,7 @@ class _Required(TypedDict):
     budget: str
     """What limited the training: ``30 epochs``, ``10 min``, ``0`` (untrained). Only equal budgets are compared."""
     weights: str | None
-    """What the backbone started from; None = from scratch."""
+    """What the backbone, or the whole model, started from; None = from scratch."""
     metrics: dict[str, float | None]
     """Fractions in [0, 1]: ``top1``, ``map``, ``miou`` ...; ``<task>/<metric>`` in a joint run. None = undefined."""
     params: int

@@ -17,6 +17,7 @@ from torch import nn
 
 from heads import check_count
 from tasks.data import NOT_ARGUMENTS, DataSet
+from tasks.data.arguments import expanded
 from tasks.training import checkpoint
 from tasks.training.model import Model, check_task
 from tasks.training.weights import load_model
@@ -211,7 +212,7 @@ def is_part(target: str) -> bool:
 
 def model_from_run(path: Path, trust: bool = False) -> Model:
     """The model of a run folder or of a checkpoint file, with its weights; see ``tasks.load``."""
-    file = path
+    file = path = expanded(str(path))
     if path.is_dir():
         file = path / checkpoint.BEST if (path / checkpoint.BEST).is_file() else path / checkpoint.LAST
     elif not path.exists():

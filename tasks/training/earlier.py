@@ -21,10 +21,10 @@ try:
 except ImportError:  # Windows: nothing keeps two processes from resuming one run
     fcntl = None  # type: ignore[assignment]
 
-FREE = {"resume", "workers", "cache_gb", "results", "output", "skip_done", "overrides"}
+FREE = {"resume", "workers", "cache_gb", "eval_batch_size", "results", "output", "skip_done", "overrides"}
 """Keys of a config that change no result."""
 FREE_OF_TRAINER = {"progress", "save_every"}
-LOCK = ".running"
+LOCK = ".lock"
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -52,11 +52,7 @@ def finished(config: Mapping[str, Any]) -> Record | None:
 
 
 def stopped(config: Mapping[str, Any]) -> Path | None:
-    """The newest folder of this run that was begun and not finished; None: there is none.
-
-    Raises:
-        ValueError: another process is at it.
-    """
+    """The newest folder of this run that was begun and not finished; None: there is none."""
     wanted = identity(config)
     for file in sorted(Path(config["output"], config["task"]).glob(f"*/{checkpoint.CONFIG}"), reverse=True):
         folder = file.parent
@@ -92,7 +88,4 @@ def claim(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by the loader's processes
         except OSError as error:
             raise ValueError(f"{folder} is being trained by another process; wait for it or stop it") from error
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+        yield  # the file stays: whoever waits for a lock on a deleted one would hold nothing

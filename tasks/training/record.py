@@ -77,7 +77,8 @@ def accelerator_name(model: Model) -> str | None:
 def describe_budget(config: Mapping[str, Any]) -> str:
     """What limited the training, in the words of the config; runs of equal budgets may be compared."""
     trainer = config["trainer"]
-    given = [f"{trainer[f'max_{unit}']:g} {unit}" for unit in ("epochs", "steps") if trainer[f"max_{unit}"] is not None]
+    given = [f"{trainer['max_epochs']:g} epochs"] if trainer["max_epochs"] is not None else []
+    given += [f"{trainer['max_steps']:.0f} steps"] if trainer["max_steps"] is not None else []
     if trainer["max_time"] is not None:
         given.append(f"{seconds_of(trainer['max_time']) / 60:g} min")
     return " or ".join(given) or f"{trainer['default_epochs']:g} epochs"

@@ -35,9 +35,12 @@ from tasks.training.metrics import METRICS
 from tasks.training.schedule import Budget, Growth, Schedule, seconds_of
 from tasks.words import suggest
 
-SECTIONS = ("mix", "schedule", "growth", "ema")
+SECTIONS = ("trainer", "mix", "schedule", "growth", "ema", "balance")
 """Of base.yaml, whose keys are all there are."""
+PARTS = ("task", "tasks", "backbone", "head", "heads", "data", "augment", "optimizer")
+"""What the commands' own yamls add to base.yaml."""
 COUNTS = ("batch_size", "eval_batch_size", "trainer.accumulate", "trainer.threads")
+WHOLE = ("seed", "data_seed", "workers", "trainer.max_steps")
 RANGES = {
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
     **dict.fromkeys(("mix.p", "ema.share", "ema.cap", "bn_momentum"), (0, 1)),
@@ -80,6 +83,7 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ValueError: names the key, its value and what was expected.
     """
+    check_keys(config)
     for task, head in config["heads"].items():
         if not isinstance(head, dict):
             left = ",".join(other for other in config["heads"] if other != task)
@@ -88,7 +92,6 @@ def check(config: dict[str, Any]) -> None:
         if config.get(key) is not None:
             config[key] = as_size(key, config[key])
     check_paths(config)
-    check_keys(config)
     check_numbers(config)
     check_momentum(config)
     make_balance(config)
@@ -124,20 +127,26 @@ def check_paths(config: dict[str, Any]) -> None:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Refuse keys that do not exist, in sections that are no function's arguments.
+    """Refuse keys that do not exist or were taken out, where they are no function's arguments.
 
     Raises:
         ValueError: names the key, and those there are.
     """
     base: Any = OmegaConf.load(CONF / "base.yaml")
-    for section in SECTIONS:
-        known = list(base[section])
-        if not isinstance(config[section], dict):
-            raise ValueError(f"{section} is {config[section]}; set {section}.<key>: {', '.join(known)}")
-        for key in config[section]:
-            if key not in known:
-                there = ", ".join(known)
-                raise ValueError(f"there is no setting {section}.{key}{suggest(key, known)}; there are {there}")
+    known = {"": [key for key in base if key not in ("hydra", "_variants")]}
+    known |= {f"{section}.": list(base[section]) for section in SECTIONS}
+    for prefix, needed in known.items():
+        given = config[prefix[:-1]] if prefix else config
+        if not isinstance(given, dict):
+            raise ValueError(f"{prefix[:-1]} is {given}; set {prefix}<key>: {', '.join(needed)}")
+        allowed = needed if prefix else [*needed, *PARTS]
+        for key in given:
+            if key not in allowed:
+                there = ", ".join(allowed)
+                raise ValueError(f"there is no setting {prefix}{key}{suggest(key, allowed)}; there are {there}")
+        for key in [*needed, *([] if prefix else {*PARTS} - {"head"})]:
+            if key not in given:
+                raise ValueError(f"{prefix}{key} was taken out; every run needs it: leave out ~{prefix}{key}")
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
@@ -155,6 +164,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             check_count(key, value)
         else:
             check_range(key, value, *RANGES[key])
+            if key in WHOLE and value != int(value):
+                raise ValueError(f"{key} is {value}; expected a whole number")
 
 
 def check_momentum(config: Mapping[str, Any]) -> None:
