@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,9 +105,21 @@ class LRASPP(nn.Module):
     def _gates(self, high: Tensor) -> Tensor:
         if self.pool is None:
             return self.gate(self.gate_conv(high.mean((2, 3), keepdim=True)))
+        if any(isinstance(side, torch.SymInt) for side in high.shape[-2:]):  # exported for any size
+            return self._gates_of_any_size(high)
         window, stride = (scale(lengths, high.shape[-2:]) for lengths in (self.pool, self.pool_stride))
         gates = self.gate(self.gate_conv(F.avg_pool2d(high, window, stride, ceil_mode=True)))
         return F.interpolate(gates, size=high.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _gates_of_any_size(self, high: Tensor) -> Tensor:
+        """The same by matrix products, for a pooling's window is a constant of an exported graph."""
+        assert self.pool is not None
+        rows, columns = (
+            windows(side, *lengths)
+            for side, *lengths in zip(high.shape[-2:], self.pool, self.pool_stride, PRINTED_MAP, strict=True)
+        )
+        gates = self.gate(self.gate_conv(rows.means @ high @ columns.means.T))
+        return rows.spread @ gates @ columns.spread.T
 
     def loss(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Cross entropy at the mask's size; mask [B, H, W] int64, 255 = ignored."""
@@ -115,6 +128,39 @@ class LRASPP(nn.Module):
     def predict(self, output: Tensor, sizes: list[Size]) -> list[Tensor]:
         """Class maps [H, W] uint8 of the original sizes."""
         return class_maps(output, sizes)
+
+
+class Windows(NamedTuple):
+    """Of one side of a map of n cells, for at most N windows."""
+
+    means: Tensor
+    """[N, n]: cells to the windows' means; zeros for windows that the side is too short for."""
+    spread: Tensor
+    """[n, N]: the means back to cells, bilinearly."""
+
+
+def windows(side: int, pool: int, stride: int, printed: int) -> Windows:
+    """``F.avg_pool2d`` with ``ceil_mode`` and ``F.interpolate`` as matrices whose sizes alone depend on ``side``.
+
+    Args:
+        side: cells, n; may be symbolic.
+        pool, stride: of the windows, on a side of ``printed`` cells.
+        printed: cells.
+    """
+    most = math.ceil((printed - pool) / stride) + 1 if printed > pool else 1
+    cell = torch.arange(side, dtype=torch.float32)
+    length = cell[-1] + 1  # a tensor: exporters know its arithmetic better than that of symbolic numbers
+    window, step = (length * pool / printed).ceil(), (length * stride / printed).ceil()
+    count = torch.minimum(((length - window) / step).ceil(), ((length - 1) / step).floor()) + 1
+    number = torch.arange(most, dtype=torch.float32)
+    first = (number * step)[:, None]
+    last = torch.minimum(first + window, length)
+    inside = (cell >= first) & (cell < last) & (number < count)[:, None]
+    means = inside / (last - first).clamp(min=1)
+    place = ((cell + 0.5) * count / length - 0.5).clamp(min=0)
+    below = torch.minimum(place.floor(), count - 1)[:, None]
+    above, share = torch.minimum(below + 1, count - 1), place[:, None] - below
+    return Windows(means, (number == below) * (1 - share) + (number == above) * share)
 
 
 def scale(lengths: Sequence[int], size: Sequence[int]) -> tuple[int, int]:

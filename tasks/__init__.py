@@ -1,4 +1,4 @@
-"""The commands (``python -m tasks.detect`` ...) and the Python face of the suite.
+"""The commands (``python -m tasks.detect`` ...) and the suite's Python API.
 
 Importing this imports nothing heavy: torch is loaded when ``build`` or ``load`` is called.
 """
@@ -49,7 +49,9 @@ def load(run: str | Path, trust: bool = False) -> Model:
     return model_from_run(Path(run), trust).eval()
 
 
-def predictor(run: str | Path, engine: str = "auto", threads: int | None = None, trust: bool = False) -> Predictor:
+def predictor(
+    run: str | Path, engine: str = "auto", threads: int | None = None, trust: bool = False, precision: str = "f32"
+) -> Predictor:
     """A trained run in the fastest engine that is installed and gives torch's outputs; for services.
 
     Args:
@@ -57,6 +59,7 @@ def predictor(run: str | Path, engine: str = "auto", threads: int | None = None,
         engine: ``auto``, which takes some seconds to export and to compare, or an engine's name.
         threads: of the engine; None: as many as there are cores.
         trust: as in ``load``; also for a file of torch_export, whose loading can run code.
+        precision: ``f32``, or ``bf16`` where engine and CPU have it.
     Returns:
         An object whose ``predict(image)`` gives what ``load(run).predict(image)`` gives; ``notes`` say why this engine.
     Raises:
@@ -65,4 +68,4 @@ def predictor(run: str | Path, engine: str = "auto", threads: int | None = None,
     """
     from tasks.deploy.predictor import open_predictor
 
-    return open_predictor(run, engine, threads, trust=trust)
+    return open_predictor(run, engine, threads, precision, trust=trust)

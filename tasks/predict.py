@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from tasks.cli import command
+from tasks.words import end_as_by_ctrl_c
 
 
 def work(config: DictConfig, _overrides: list[str]) -> None:
@@ -16,6 +17,7 @@ def work(config: DictConfig, _overrides: list[str]) -> None:
 
 def main() -> None:
     """Entry point."""
+    end_as_by_ctrl_c()
     command("predict", work)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -23,6 +25,7 @@ def command(help_text: str, work: Callable[[list[str]], int | None]) -> None:
     if any(word in ("-h", "--help") for word in words):
         print(help_text, end="")
         return
+    end_as_by_ctrl_c()
     try:
         code = work(words)
     except KeyboardInterrupt:
@@ -37,6 +40,15 @@ def command(help_text: str, work: Callable[[list[str]], int | None]) -> None:
     else:
         if code:
             sys.exit(code)
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let the signals by which systems and closed sessions end a process end it as Ctrl-C does: with its work kept."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores the second, and so do we then
+            signal.signal(number, signal.default_int_handler)
 
 
 def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

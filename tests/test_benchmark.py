@@ -80,6 +80,7 @@ def test_help_and_mistakes_leave_torch_alone() -> None:
         (["check=self", "backbone=small,large"], "check takes one backbone= at a time"),
         ([f"results={__file__}/results.jsonl"], "cannot be written to; set results="),
         (["trust=yes"], "expected true or false"),
+        (["task=predict"], "there is no task 'predict'"),
     ],
 )
 def test_a_mistake_says_how_to_mend_it(words: list[str], message: str) -> None:
@@ -93,7 +94,7 @@ def test_command_answers_help_and_ends_with_an_error(command: Command) -> None:
     failed = command("benchmark", "backbone=smal", check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: there is no backbone 'smal'")
-    listed = command("benchmark", "peer=torchvision", "rows=?", check=False).stderr
+    listed = command("benchmark", "peer=torchvision", "rows=?").stdout
     assert all(name in listed for name in peer.ROWS)
 
 
@@ -205,7 +206,9 @@ def test_the_check_keeps_what_it_counted_before_ctrl_c(
     assert "stopped   by Ctrl-C" in said
 
 
-def test_a_record_that_cannot_be_written_costs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_written_costs_no_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
@@ -217,6 +220,9 @@ def test_a_record_that_cannot_be_written_costs_no_table(monkeypatch: pytest.Monk
     assert not left_out
     latency_text.keep(result, "runs.jsonl", left_out)
     assert left_out == ["the record of small: runs.jsonl cannot be written (No space left on device)"]
+    assert latency_text.conclude("runs.jsonl", left_out) == 1
+    assert latency_text.conclude("runs.jsonl", []) == 0
+    assert capsys.readouterr().err == f"records in {Path('runs.jsonl').resolve()}\n"
 
 
 def test_a_run_of_ones_own_parts_is_loaded_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_bfloat16_is_an_instruction(line: str, has: bool, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_dynamic_size_takes_other_sizes(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    for task, head in (("segment", "lraspp_torchvision"), ("detect", "ssdlite")):
+    for task, head in (("segment", "lraspp"), ("segment", "lraspp_torchvision"), ("detect", "ssdlite")):
         graph = Graph(network(task, "small", (64, 96), f"head={head}"), Form((64, 96), dynamic_size=True))
         (runner,) = runners(graph, ("onnxruntime",))
         for size in ((64, 96), (96, 128)):
@@ -303,8 +303,10 @@ def test_executorch_keeps_its_number_of_threads() -> None:
     pytest.importorskip("executorch", reason="the extra executorch is not installed")
     model = network("classify")
     runner = open_model(model, "executorch")
+    if runner.threads == 1:
+        pytest.skip("there is one core")
     with pytest.raises(ValueError, match=rf"with {runner.threads} threads here and cannot change it"):
-        open_model(model, "executorch", runner.threads + 1)
+        open_model(model, "executorch", runner.threads - 1)
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from deploy_models import TINY_SCENES, write_run
 from fixtures import ROOT, Command
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
+from heads.lraspp import LRASPP, scale
 from tasks import predictor
 from tasks.cli import compose
 from tasks.deploy import engine, export, inside, parity
@@ -157,8 +159,18 @@ def test_the_command_fails_where_the_gate_does(command: Command, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
-def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(name: str, tmp_path: Path) -> None:
+def test_a_head_that_depends_on_the_size_is_not_exported_for_all_sizes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch" if name == "torch_export" else name)
+
+    def gates(head: LRASPP, high: torch.Tensor) -> torch.Tensor:
+        """By a window that becomes a constant of the graph."""
+        window, stride = (scale(lengths, high.shape[-2:]) for lengths in (head.pool or (), head.pool_stride))
+        pooled = nn.functional.avg_pool2d(high, window, stride, ceil_mode=True)
+        return nn.functional.interpolate(head.gate(head.gate_conv(pooled)), size=high.shape[-2:], mode="bilinear")
+
+    monkeypatch.setattr(LRASPP, "_gates", gates)
     run = write_run(tmp_path / "run", "segment", [*TINY_SCENES, *SIZE, "head=lraspp"])
     with pytest.raises(ValueError, match=r"size=fixed image_size=|choose another engine="):
         export.run(settings(run, f"engine={name}", "size=dynamic", "limit=1"))
@@ -255,6 +267,9 @@ def test_the_score_of_the_gate_is_the_models_own(
         (["run={run}", "out=model.pt"], "end in .onnx"),
         (["run={run}", "out={run}/folder.onnx"], "is a folder"),
         (["run={run}", "image_size=16"], "at least 32 px"),
+        (["run={run}", "image_size=0"], "image_size is 0"),
+        (["run=x", "trust=no"], "trust is 'no'; expected true or false"),
+        (["run=x", "threads=100000"], "threads is 100000, more than the"),
     ],
 )
 def test_mistakes_are_named(classifier: Path, words: list[str], message: str) -> None:

@@ -162,3 +162,13 @@ def test_says_what_is_wrong() -> None:
         LRASPP(SPECS, 3, gate="softmax")
     with pytest.raises(ValueError, match="expected 3 finite numbers"):
         LRASPP(SPECS, 3, class_weights=[1.0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("windows", [((49, 49), (16, 20)), ((5, 90), (20, 7)), ((65, 129), (3, 3)), ((1, 1), (1, 1))])
+def test_gates_of_any_size_are_those_of_the_pooling(windows: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    head = LRASPP(SPECS, 3, pool=windows[0], pool_stride=windows[1]).eval()
+    generator = torch.Generator().manual_seed(0)
+    for size in [(1, 1), (1, 7), (2, 3), (4, 4), (5, 9), (8, 16), (13, 10), (33, 20), (64, 128), (65, 129), (90, 70)]:
+        high = torch.randn(2, SPECS["c5"].channels, *size, generator=generator)
+        torch.testing.assert_close(head._gates_of_any_size(high), head._gates(high), atol=1e-5, rtol=1e-5)

@@ -285,6 +285,32 @@ def test_results_may_lie_beside_the_images_and_are_no_input(runs: dict[str, Path
         run(runs["classify"], shots / "drawn" / "*.jpg", shots)
 
 
+def test_no_way_into_the_results_makes_them_input(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Or a picture would be replaced by its own drawing."""
+    source = tmp_path / "shots" / "drawn" / "a.jpg"
+    source.parent.mkdir(parents=True)
+    Image.fromarray(photo(0)).save(source)
+    (tmp_path / "link").symlink_to(tmp_path / "shots")
+    before = source.read_bytes()
+    for folder in (tmp_path / "link" / "drawn", tmp_path / "shots" / ".." / "shots" / "drawn"):
+        with pytest.raises(ValueError, match=r"a\.jpg lies in out=, it is a result"):
+            run(runs["classify"], folder, tmp_path / "shots")
+    assert source.read_bytes() == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "b.jpg").symlink_to(source)  # a link is where it lies
+    run(runs["classify"], tmp_path / "photos", tmp_path / "out")
+    assert (tmp_path / "out" / "drawn" / "b.jpg").is_file()
+
+
+def test_results_of_another_run_are_said_to_be_there(
+    runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(runs["classify"], photos / "a2.jpg", tmp_path / "out", draw="false")
+    assert "of an earlier run" not in capsys.readouterr().out
+    run(runs["detect"], photos / "a2.jpg", tmp_path / "out", draw="false")
+    assert "classes.csv of an earlier run in" in capsys.readouterr().out
+
+
 def test_an_out_that_would_be_read_again_is_refused(runs: dict[str, Path], photos: Path) -> None:
     with pytest.raises(ValueError, match="lies in images="):
         run(runs["classify"], photos, photos / "shown")
@@ -680,6 +706,7 @@ def test_a_path_reaches_the_command_as_typed(path: str) -> None:
         ({"score": 2}, "score is 2"),
         ({"on_error": "ignore"}, "expected skip or fail"),
         ({"draw": 3}, "expected true or false"),
+        ({"threads": 100_000}, "threads is 100000, more than the"),
         ({"max_megapixels": 0}, "max_megapixels is 0"),
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from tasks.words import command, pairs, suggest
+from tasks.words import command, end_as_by_ctrl_c, pairs, suggest
 
 
 def raises(error: BaseException) -> Callable[[list[str]], int]:
@@ -77,3 +78,21 @@ def test_words_are_pairs() -> None:
 def test_a_near_miss_is_named() -> None:
     assert suggest("smal", ["large", "small"]) == ", did you mean 'small'?"
     assert suggest("xyz", ["large", "small"]) == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_what_ends_a_process_ends_it_as_ctrl_c_does(name: str) -> None:
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"there is no {name} here")
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.SIG_IGN)  # as nohup has it
+        end_as_by_ctrl_c()
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        end_as_by_ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)

@@ -257,7 +257,7 @@ def _check_header(image: Image.Image, source: str, max_pixels: int) -> None:
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ValueError(
             f"{source} is an animated or multi-page {image.format} of {getattr(image, 'n_frames', 2)} frames; "
-            "expected a single image: save the frame that was annotated"
+            "expected a single image: save the frame that is meant"
         )
 
 

@@ -14,6 +14,7 @@ from tasks.benchmark import Options
 from tasks.cli import compose, describe
 from tasks.data.arguments import expanded
 from tasks.deploy import available, engine_names, facts, lacking
+from tasks.words import suggest
 
 NUM_CLASSES = {"classify": 1000, "detect": 90, "segment": 19}
 """Of untrained networks: ImageNet's, COCO's as the papers count them, Cityscapes'."""
@@ -84,6 +85,9 @@ def plan(options: Options) -> Plan:
         ValueError: an unknown name, a setting that fits nothing, an engine that is not installed.
         FileNotFoundError: a run folder that is not there.
     """
+    for task in options.task:
+        if task not in SIZES:
+            raise ValueError(f"there is no task {task!r}{suggest(task, SIZES)}; there are {', '.join(SIZES)}")
     left_out: list[str] = []
     engines = (
         available()[:1]

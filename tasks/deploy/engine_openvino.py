@@ -50,7 +50,12 @@ def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
         layers = onnx.write(graph, source, {})
         model = openvino.convert_model(source)
     model.set_rt_info(json.dumps({**metadata, "layers": layers}), list(ENTRY))
-    openvino.save_model(model, file, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, file, compress_to_fp16=False)
+    except RuntimeError as error:
+        if "iostream" not in str(error):
+            raise
+        raise OSError(f"{file} cannot be written whole ({error}); is the disk full?") from error
 
 
 def load(file: Path, threads: int, precision: str) -> Session:

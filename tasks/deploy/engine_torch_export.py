@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Mapping
@@ -31,7 +33,9 @@ ENTRY = "mobilenetv3_bench.json"
 
 def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
     """See ``tasks.deploy.Engine``."""
-    torch.export.save(trace(graph), file, extra_files={ENTRY: json.dumps(metadata)})
+    content = io.BytesIO()  # writing to a full disk itself, torch ends the process
+    torch.export.save(trace(graph), content, extra_files={ENTRY: json.dumps(metadata)})
+    file.write_bytes(content.getvalue())
 
 
 def load(file: Path, threads: int, precision: str) -> Session:
@@ -47,6 +51,7 @@ def read(file: Path) -> tuple[ExportedProgram, dict[str, Any]]:
         ValueError: it cannot be read.
     """
     extra: dict[str, Any] = {ENTRY: ""}
+    logging.getLogger("torch.export").setLevel(logging.ERROR)  # it prints a traceback before it raises
     try:
         program = torch.export.load(file, extra_files=extra)
     except (RuntimeError, zipfile.BadZipFile, KeyError) as error:

@@ -27,6 +27,7 @@ from tasks.deploy.session import (
     open_file,
     open_graph,
     open_model,
+    thread_count,
 )
 from tasks.reporting.closing import SHOWN
 from tasks.training import checkpoint, setup
@@ -120,6 +121,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError("run is not set; run=<run folder>, the one that a training command printed")
     if not isinstance(config["tol"], dict):
         raise ValueError(f"tol is {config['tol']!r}; expected tol.metric=<number> or tol.output=<number>")
+    if type(config["trust"]) is not bool:
+        raise ValueError(f"trust is {config['trust']!r}; expected true or false")
     writing = [name for name in engine_names() if facts(name)["SUFFIX"]]
     contract(config["engine"])
     if config["engine"] not in writing:
@@ -130,7 +133,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key, value in config["tol"].items():
         if not (value is None and key == "output") and (type(value) not in (int, float) or not value >= 0):
             raise ValueError(f"tol.{key} is {value!r}; expected a number, 0 or more")
-    for key in ("batch", "threads", "limit"):
+    thread_count(config["threads"])
+    for key in ("batch", "limit"):
         if config[key] is not None and (type(config[key]) is not int or config[key] < 1):
             raise ValueError(f"{key} is {config[key]!r}; expected a whole number above 0, or null")
     if config["size"] == "dynamic" and facts(config["engine"]).get("FIXED"):
@@ -143,7 +147,7 @@ def read(config: Mapping[str, Any]) -> Source:
     model = model_from_run(path, config["trust"]).eval()
     file = checkpoint_of(path)
     run_config = checkpoint.load(file)["config"]
-    size = as_size("image_size", config["image_size"] or run_config["image_size"])
+    size = as_size("image_size", run_config["image_size"] if config["image_size"] is None else config["image_size"])
     model.image_size = (size[0], size[1])
     model.view = make(run_config["evaluation"])(model.image_size)
     return Source(file, run_config, model, model.image_size)

@@ -17,7 +17,7 @@ from tasks.benchmark import Options
 from tasks.deploy import artefact, contract, facts, fresh, machine, stages, timing
 from tasks.deploy.cases import Case, Network, Plan
 from tasks.deploy.graph import Form, Graph
-from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, keep, notes, table, weights_mb
+from tasks.deploy.latency_text import STAGE_ROUNDS, Opened, Result, conclude, keep, notes, table, weights_mb
 from tasks.deploy.progress import Progress, show
 from tasks.deploy.session import Runner, check_precision, leave_cores_to_the_engine, open_model
 from tasks.reporting.costs import count
@@ -71,11 +71,11 @@ def work(options: Options, planned: Plan) -> int:
         packages = {name for result in results for name in facts(result.opened.case.engine)["PACKAGES"]}
         lines = [*machine.in_words(threads, sorted(packages)), *notes(results, whole.load(), left_out)]
         show([*table(results), "", *lines], options.out)
-        if options.results:
-            print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
+        code = conclude(options.results, left_out)
     else:
         print("\n".join(f"left out: {line}" for line in left_out), file=sys.stderr)
-    return 130 if interrupted else 0 if results else 1
+        code = 1
+    return 130 if interrupted else code
 
 
 def sweep(options: Options, cases: Sequence[Case], results: list[Result], left_out: list[str]) -> bool:

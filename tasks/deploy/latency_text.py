@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -113,6 +114,19 @@ def notes(results: Sequence[Result], load_beside: machine.Load, left_out: Sequen
     return lines + [f"left out  {line}" for line in left_out]
 
 
+LOST = "the record of "
+"""Begins the line of what was measured and could not be written."""
+
+
+def conclude(results: str | None, left_out: Sequence[str]) -> int:
+    """Say where the records are, if they are; the exit code."""
+    if any(line.startswith(LOST) for line in left_out):
+        return 1
+    if results:
+        print(f"records in {Path(results).resolve()}", file=sys.stderr)
+    return 0
+
+
 def keep(result: Result, results: str | None, left_out: list[str]) -> None:
     """Append the record of a measurement to ``results``; where that fails the table is shown all the same, with why."""
     if results is None:
@@ -121,7 +135,7 @@ def keep(result: Result, results: str | None, left_out: list[str]) -> None:
         write_record(results, record(result))
     except OSError as error:
         label = result.opened.case.label
-        left_out.append(f"the record of {label}: {results} cannot be written ({error})")
+        left_out.append(f"{LOST}{label}: {results} cannot be written ({error})")
 
 
 def record(result: Result) -> dict[str, Any]:

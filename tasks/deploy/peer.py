@@ -173,6 +173,9 @@ class Outcome(NamedTuple):
 
 def work(options: Options) -> int:
     """Measure the rows asked for, print the table as it grows complete. Returns the exit code."""
+    if options.rows == ["?"]:
+        print(listing())
+        return 0
     rows = chosen(options.rows)
     engine = (engines_of(options.engine, []) if options.engine else available())[0]
     check_threads(options.threads or [])
@@ -209,20 +212,24 @@ def work(options: Options) -> int:
     return 130 if interrupted else 1 if left_out or any(not agrees(one) for one in outcomes) else 0
 
 
+def listing() -> str:
+    """All rows, a line each."""
+    return "\n".join(f"  {key:18s}{row.title} | {row.peer}" for key, row in ROWS.items())
+
+
 def chosen(names: Sequence[str] | None) -> list[str]:
     """The rows asked for, ``*`` allowed.
 
     Raises:
-        ValueError: one that does not exist; ``?`` lists them.
+        ValueError: one that does not exist.
     """
     if names is None:
         return USUAL
     found = []
     for name in names:
-        fitting = fnmatch.filter(ROWS, name) if name != "?" else []
+        fitting = fnmatch.filter(ROWS, name)
         if not fitting:
-            listed = "\n".join(f"  {key:18s}{row.title} | {row.peer}" for key, row in ROWS.items())
-            raise ValueError(f"rows={name}: there is no such row{suggest(name, ROWS)}; there are\n{listed}")
+            raise ValueError(f"rows={name}: there is no such row{suggest(name, ROWS)}; there are\n{listing()}")
         found += fitting
     return list(dict.fromkeys(found))
 

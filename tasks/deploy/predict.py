@@ -93,7 +93,10 @@ def predict_all(config: Mapping[str, Any]) -> None:
         )
     console = Console(highlight=False, markup=False)
     introduce(console, predictor, frames, config)
-    with Output(out, predictor.classes, config["annotations"], frames.rate) as output:
+    output = Output(out, predictor.classes, config["annotations"], frames.rate)
+    if earlier := output.earlier():
+        console.print(f"beside      {', '.join(earlier)} of an earlier run in {printable(str(out))}", soft_wrap=True)
+    with output:
         tally = Tally(console, frames.total)
         try:
             work(predictor, itertools.chain(first, items), output, tally, config)

@@ -221,7 +221,7 @@ def read(
     began = time.perf_counter()
     with (room or Room()).one() as admit:
         try:
-            if frame.source is not None and not {*frame.source.absolute().parents}.isdisjoint(forbidden):
+            if frame.source is not None and lies_in(frame.source, forbidden):
                 raise ValueError(f"{frame.source} lies in out=, it is a result; remove it from the list")
             pixels = frame.load(admit=admit)
         except (ValueError, OSError, MemoryError) as error:
@@ -233,6 +233,12 @@ def read(
         drawn = time.perf_counter() - fitted
     seconds = {"decode": decoded - began, "resize": fitted - decoded, "write": drawn}
     return Seen(frame, (pixels.shape[0], pixels.shape[1]), image, shown, seconds=seconds)
+
+
+def lies_in(file: Path, folders: Collection[Path]) -> bool:
+    """Whether a file is in one of them or below, whatever way its path takes; a link to a file is where it lies."""
+    folder = file.parent.resolve()
+    return not {folder, *folder.parents}.isdisjoint(folders)
 
 
 def predicted(predictor: Predictor, items: Iterable[Seen], batch_size: int) -> Generator[Seen, None, None]:

@@ -6,7 +6,6 @@ another is. The figures are the ledger's (``conf/ledger``).
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
@@ -87,9 +86,10 @@ def work(options: Options) -> int:
     found = measure(tables, options)
     parts = [line for name in found.tables for line in (f"### {tables[name].title}", "", *found.lines(tables[name]))]
     show(parts + found.notes, options.out)
-    if options.results:
-        print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
-    return 130 if found.interrupted else 0
+    from tasks.deploy.latency_text import conclude  # imports torch
+
+    code = conclude(options.results, [line.removeprefix("left out  ") for line in found.notes])
+    return 130 if found.interrupted else code
 
 
 def measure(tables: Mapping[str, LedgerTable], options: Options) -> Latencies:

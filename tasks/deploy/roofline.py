@@ -6,10 +6,8 @@ its multiply-adds at the one, nor than its bytes at the other; its share is the 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +20,7 @@ from tasks.benchmark import Options
 from tasks.deploy import machine, timing
 from tasks.deploy.cases import Case, Plan
 from tasks.deploy.latency import call_of
-from tasks.deploy.latency_text import Opened, Result, keep, weights_mb
+from tasks.deploy.latency_text import Opened, Result, conclude, keep, weights_mb
 from tasks.deploy.progress import Progress, show
 from tasks.deploy.session import open_model
 from tasks.reporting.costs import count
@@ -127,9 +125,7 @@ def work(options: Options, planned: Plan) -> int:
     if interrupted:
         lines.append("stopped   by Ctrl-C: what had been measured")
     show(lines, options.out)
-    if options.results:
-        print(f"records in {Path(options.results).resolve()}", file=sys.stderr)
-    return 130 if interrupted else 0
+    return conclude(options.results, left_out) if not interrupted else 130
 
 
 def measure_case(case: Case, peak: Peak, rounds: int) -> tuple[str, list[str], Result]:

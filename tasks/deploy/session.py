@@ -252,10 +252,12 @@ def thread_count(threads: int | None) -> int:
     """Of an engine; None: as many as this process has cores.
 
     Raises:
-        ValueError: no whole number above 0.
+        ValueError: no whole number above 0, or more than the machine has.
     """
     count = cores() if threads is None else threads
     check_count("threads", count)
+    if count > (most := max(cores(), os.cpu_count() or 1)):
+        raise ValueError(f"threads is {count}, more than the {most} cores of this machine")
     return count
 
 

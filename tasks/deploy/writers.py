@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from heads import Size
+from tasks.data.arguments import expanded
 from tasks.deploy.frames import Frame
 from tasks.deploy.video import Video
 from tasks.reporting.drawing import as_array, colour
@@ -28,6 +29,8 @@ from tasks.reporting.overlay import PALETTE_BYTES
 
 SKIPPED = "skipped.txt"
 VIDEO = "drawn.mp4"
+RESULTS = ("drawn", VIDEO, "classes.csv", "detections.json", "images.json", "masks", "masks.json")
+"""All that a run may leave."""
 ROOM = 0.15
 """Of a video, for each legend that grows from one line to its four."""
 TAIL = 2**20
@@ -140,7 +143,7 @@ class Ids:
         if annotations is None:
             return
         try:
-            content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+            content = json.loads(expanded(annotations).read_text(encoding="utf-8"))
             known = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
             self.images = {str(entry["file_name"]): int(entry["id"]) for entry in content["images"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -330,6 +333,10 @@ class Output:
         """Note an image that nothing came of."""
         if self.skipped is not None:
             self.skipped.add(f"{reason}\n")
+
+    def earlier(self) -> list[str]:
+        """What another run has left in the folder."""
+        return [name for name in RESULTS if (self.out / name).exists()]
 
     def pictures(self) -> list[Path]:
         """The folders that images are written to, absolute."""

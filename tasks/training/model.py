@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from heads import Head, Size
+from tasks.data.arguments import expanded
 from tasks.data.images import as_rgb, decode
 
 PIXELS = "an image of Pillow's, or uint8 RGB: an array [H, W, 3] or a tensor [3, H, W]"
@@ -128,9 +129,12 @@ def as_pixels(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
         ValueError: neither a path, an image of Pillow's nor uint8 RGB; or a file that cannot be decoded.
     """
     if isinstance(image, str | Path):
-        image = decode(str(image))
+        image = decode(str(expanded(image)))
     elif isinstance(image, Image.Image):
-        image = as_rgb(image.copy(), "the image")
+        try:
+            image = as_rgb(image.copy(), "the image")
+        except OSError as error:  # opened, but not decoded until now
+            raise ValueError(f"the image cannot be decoded ({error}); it is damaged or cut short") from error
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(f"predict got {type(image).__name__}; expected a path, {PIXELS}")
     channels = image.shape[0 if isinstance(image, Tensor) else -1] if image.ndim == 3 else 0
