@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deploy_models import TINY_SCENES, write_run
 from fixtures import ROOT, SHARED
 from PIL import Image
 
 from tasks import load, predictor
 from tasks.cli import compose, quoted
-from tasks.deploy import choice
+from tasks.deploy import choice, export
 from tasks.deploy import predict as command
 from tasks.deploy.frames import BEGIN, Frame, Stems, open_frames, video_suffix
-from tasks.deploy.predictor import Predictor, Room, Seen, ahead, open_predictor, predicted, read
+from tasks.deploy.predictor import Predictor, Room, Seen, ahead, exported_from, open_predictor, predicted, read
 from tasks.deploy.session import open_model
 from tasks.deploy.video import Video
 from tasks.deploy.writers import Growing, Ids
@@ -508,6 +509,23 @@ def test_auto_takes_the_fastest_engine_that_is_the_same_model(
     runner, notes = choice.choose(model, image, 1, count=3)
     assert runner is made["torch"]
     assert "3 images are too few to repay an export" in notes[0]
+
+
+def test_auto_takes_what_has_been_exported_of_these_weights(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = write_run(tmp_path / "run", "classify", ["image_size=[64,64]", *TINY_SCENES])
+    assert open_predictor(folder, "auto", 1, count=1).runner.name == "torch"
+    export.run(compose("export", [f"run={folder}", "engine=onnxruntime", "threads=1"]))
+    weights = folder / "best.pt"
+    (found,) = exported_from(weights, 1, "f32").values()
+    assert found.name == "onnxruntime"
+    assert not exported_from(weights, 1, "bf16")
+    notes = open_predictor(folder, "auto", 1, count=1).notes
+    assert not any("to repay an export" in note for note in notes)
+    checkpoint.save(weights, {**checkpoint.load(weights), "later": 1})
+    assert not exported_from(weights, 1, "f32")  # of other weights
+    (folder / "export" / "onnxruntime.onnx").write_bytes(b"damaged")
+    assert not exported_from(weights, 1, "f32")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (24, 32), (4, 3000), (700, 500)])

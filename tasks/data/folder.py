@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tasks.data import DataSet, Problems, Sample, check_splits, images
 from tasks.data.arguments import Names, arrange_splits, check_tasks, did_you_mean, open_root
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 AUTO = "auto"
 USUAL = {"train": ("train", "training"), "val": ("val", "validation", "valid", "dev"), "test": ("test", "testing")}
 """The folders that ``auto`` looks for, also in capitals."""

@@ -20,7 +20,12 @@ FAILURES = (ValueError, OSError, RuntimeError, ImportError)
 
 
 def choose(
-    model: Model, images: np.ndarray, threads: int | None, precision: str = "f32", count: int | None = None
+    model: Model,
+    images: np.ndarray,
+    threads: int | None,
+    precision: str = "f32",
+    count: int | None = None,
+    exported: Mapping[str, Runner] | None = None,
 ) -> tuple[Runner, list[str]]:
     """Of torch and the engines that are known or may be hoped to be faster, the fastest that gives torch's outputs.
 
@@ -29,23 +34,27 @@ def choose(
         images: [B, 3, H, W] uint8 at the network's size: the first of those to come.
         threads: of the engine; None: as many as there are cores.
         precision: ``f32`` or ``bf16``; torch, which the others are compared with, has both.
-        count: how many images are to come; few are left to torch, which needs no export. None: many.
+        count: how many images are to come; few are left to torch and to what has been exported. None: many.
+        exported: engine -> this model from a file; in other engines it is exported for the time being.
     Returns:
         The runner, and why it is this engine: one line each.
     """
     torch_runner = open_model(model, "torch", threads, precision)
     expected, slow = torch_runner.run(images), quickest(torch_runner, images)
     installed = available()
-    work = None if count is None else count * slow / len(images)
-    if work is not None and work < WORTH:
-        why = "one image is too little" if count == 1 else f"{count} images are too few"
-        ask = f"; engine={installed[0]} exports all the same" if installed[0] != "torch" else ""
-        return torch_runner, [f"{why} to repay an export{ask}"]
+    exported = exported or {}
+    candidates = installed[: installed.index("torch")]
     best, best_seconds = torch_runner, slow
     notes: list[str] = []
-    for name in installed[: installed.index("torch")]:
+    if count is not None and count * slow / len(images) < WORTH:
+        candidates = [name for name in candidates if name in exported]
+        if not candidates:
+            why = "one image is too little" if count == 1 else f"{count} images are too few"
+            ask = f"; engine={installed[0]} exports all the same" if installed[0] != "torch" else ""
+            return torch_runner, [f"{why} to repay an export{ask}"]
+    for name in candidates:
         try:
-            runner = open_model(model, name, threads, precision)
+            runner = exported.get(name) or open_model(model, name, threads, precision)
             problem = difference(expected, runner.run(images), TOLERANCE[precision])
             seconds = quickest(runner, images)
         except FAILURES as error:

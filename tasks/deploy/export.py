@@ -145,19 +145,12 @@ def read(config: Mapping[str, Any]) -> Source:
     """The run's model, at the size that is asked for."""
     path = expanded(str(config["run"]))
     model = model_from_run(path, config["trust"]).eval()
-    file = checkpoint_of(path)
+    file = checkpoint.file_of(path)
     run_config = checkpoint.load(file)["config"]
     size = as_size("image_size", run_config["image_size"] if config["image_size"] is None else config["image_size"])
     model.image_size = (size[0], size[1])
     model.view = make(run_config["evaluation"])(model.image_size)
     return Source(file, run_config, model, model.image_size)
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The file that ``tasks.load`` takes the weights from."""
-    if path.is_dir():
-        return path / checkpoint.BEST if (path / checkpoint.BEST).is_file() else path / checkpoint.LAST
-    return path
 
 
 def target(config: Mapping[str, Any], source: Source) -> Path:

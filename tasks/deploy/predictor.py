@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +19,12 @@ from torch import Tensor
 from heads import Size
 from tasks.data.arguments import expanded
 from tasks.data.drawing import draw_scene
+from tasks.deploy import artefact, available, facts
 from tasks.deploy.choice import choose
 from tasks.deploy.frames import Frame
 from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_file, open_model, thread_count
 from tasks.reporting.overlay import Picture, picture
+from tasks.training import checkpoint
 from tasks.training.build import model_from_run
 from tasks.training.model import as_pixels
 
@@ -152,7 +154,22 @@ def open_predictor(
         return Predictor(open_model(model, engine, threads, precision), [f"engine={engine} was asked for"])
     scene = [draw_scene(0, 0, 0, max(model.image_size)).image] if images is None else images
     batch = np.stack([model.fit(as_pixels(image)).numpy() for image in scene])
-    return Predictor(*choose(model, batch, threads, precision, count))
+    exported = exported_from(checkpoint.file_of(path), threads, precision)
+    return Predictor(*choose(model, batch, threads, precision, count, exported))
+
+
+def exported_from(weights: Path, threads: int | None, precision: str) -> dict[str, Runner]:
+    """What ``tasks.export`` has written of a checkpoint in its usual form, by engine; not what may run code."""
+    found = {}
+    for name in available():
+        known = facts(name)
+        file = weights.parent / "export" / f"{name}{known['SUFFIX']}"
+        if known["SUFFIX"] and not known.get("RUNS_CODE") and file.is_file():
+            with suppress(ValueError, OSError, RuntimeError):  # damaged, or not for this precision: as if it were none
+                runner = open_file(file, threads, precision)
+                if (runner.metadata["checkpoint"] or {}).get("sha256") == artefact.sha256(weights):
+                    found[name] = runner
+    return found
 
 
 def ahead(

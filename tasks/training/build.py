@@ -212,11 +212,10 @@ def is_part(target: str) -> bool:
 
 def model_from_run(path: Path, trust: bool = False) -> Model:
     """The model of a run folder or of a checkpoint file, with its weights; see ``tasks.load``."""
-    file = path = expanded(str(path))
-    if path.is_dir():
-        file = path / checkpoint.BEST if (path / checkpoint.BEST).is_file() else path / checkpoint.LAST
-    elif not path.exists():
+    path = expanded(str(path))
+    if not path.exists():
         raise FileNotFoundError(f"there is no run folder {path}; give the folder that a training command printed")
+    file = checkpoint.file_of(path)
     content = checkpoint.load(file)
     if "config" not in content or "classes" not in content:
         raise ValueError(f"{file} holds weights only; expected a checkpoint that a training command wrote")

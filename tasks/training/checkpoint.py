@@ -16,6 +16,13 @@ from backbones.weights import UNREADABLE
 LAST, BEST, CONFIG, RECORD = "last.pt", "best.pt", "config.yaml", "record.json"
 
 
+def file_of(path: Path) -> Path:
+    """Where the weights of a run folder are, the best ones if there are; a checkpoint is its own."""
+    if not path.is_dir():
+        return path
+    return path / BEST if (path / BEST).is_file() else path / LAST
+
+
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write to a temporary name, then rename, so that a full disk or a kill leaves the old file whole.
 
