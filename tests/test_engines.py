@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,3 +324,16 @@ def test_executorch_runs_the_same_models(task: str, batch: int) -> None:
         difference = Difference(False)
         difference.take(found[name], value.numpy())
         assert difference.relative < 1e-4, (backbone, name, difference)
+
+
+def test_weights_of_another_export_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = copy.deepcopy(network("classify"))
+    for name in ("a", "b"):
+        graph = Graph(model, Form((64, 96), batch=1))
+        engine("openvino").export(graph, tmp_path / f"{name}.xml", artefact.describe(graph, "openvino", None, None))
+        engine("openvino").load(tmp_path / f"{name}.xml", 1, "f32")
+        model.requires_grad_(False).head("classify").classifier.weight += 1
+    (tmp_path / "b.bin").replace(tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=r"a\.bin belongs to another export than a\.xml"):
+        engine("openvino").load(tmp_path / "a.xml", 1, "f32")

@@ -77,7 +77,7 @@ def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def lower(program: ExportedProgram, constants: Mapping[str, Any] | None = None) -> bytes:
-    """The program as a file, what XNNPACK can do in its hands; ``constants`` become methods without input."""
+    """The program as a file, run by XNNPACK as far as it can; ``constants`` become methods without input."""
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ BESIDE = (".bin",)
 
 ENTRY = ("mobilenetv3_bench", "metadata")
 """Of the metadata, in the model's rt_info."""
+WEIGHTS = "weights_sha256"
+"""In the metadata: of the ``.bin``."""
 
 
 class Session:
@@ -49,13 +52,16 @@ def export(graph: Graph, file: Path, metadata: Mapping[str, Any]) -> None:
         source = Path(folder) / "model.onnx"
         layers = onnx.write(graph, source, {})
         model = openvino.convert_model(source)
-    model.set_rt_info(json.dumps({**metadata, "layers": layers}), list(ENTRY))
-    try:
-        openvino.save_model(model, file, compress_to_fp16=False)
-    except RuntimeError as error:
-        if "iostream" not in str(error):
-            raise
-        raise OSError(f"{file} cannot be written whole ({error}); is the disk full?") from error
+    known = {**metadata, "layers": layers}
+    for _ in range(2):  # the second time with the digest of what the first wrote beside it
+        model.set_rt_info(json.dumps(known), list(ENTRY))
+        try:
+            openvino.save_model(model, file, compress_to_fp16=False)
+        except RuntimeError as error:
+            if "iostream" not in str(error):
+                raise
+            raise OSError(f"{file} cannot be written whole ({error}); is the disk full?") from error
+        known[WEIGHTS] = digest(file)
 
 
 def load(file: Path, threads: int, precision: str) -> Session:
@@ -80,17 +86,25 @@ def read(file: Path) -> openvino.Model:
     """A file's model.
 
     Raises:
-        ValueError: it cannot be read, or the weights are missing.
+        ValueError: it cannot be read, or the weights are missing or another export's.
     """
     if not file.with_suffix(".bin").is_file():
         raise ValueError(
             f"{file.with_suffix('.bin')} is missing; it holds the weights of {file.name}: keep the two together"
         )
     try:
-        return openvino.Core().read_model(file)
+        model = openvino.Core().read_model(file)
     except RuntimeError as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given").strip()
         raise ValueError(f"{file} cannot be read by OpenVINO ({reason}); export it again") from error
+    if metadata_of(model).get(WEIGHTS, digest(file)) != digest(file):
+        raise ValueError(f"{file.with_suffix('.bin')} belongs to another export than {file.name}; export it again")
+    return model
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of the weights beside a file."""
+    return hashlib.sha256(file.with_suffix(".bin").read_bytes()).hexdigest()
 
 
 def metadata_of(model: openvino.Model) -> dict[str, Any]:

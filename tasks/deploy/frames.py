@@ -22,22 +22,8 @@ from tasks.data.arguments import expanded
 from tasks.data.folder import EXTENSIONS, shown, walk
 from tasks.data.images import decode, open_zip, split_source
 
-VIDEOS = (
-    ".mp4",
-    ".mov",
-    ".m4v",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".3gp",
-    ".flv",
-    ".wmv",
-)
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".flv",
+          ".wmv")  # fmt: skip
 BEGIN = 512
 """Bytes by which ``video_suffix`` decides."""
 STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
