@@ -115,12 +115,12 @@ def notes(results: Sequence[Result], load_beside: machine.Load, left_out: Sequen
 
 
 LOST = "the record of "
-"""Begins the line of what was measured and could not be written."""
+"""In the note of what was measured and could not be written."""
 
 
-def conclude(results: str | None, left_out: Sequence[str]) -> int:
-    """Say where the records are, if they are; the exit code."""
-    if any(line.startswith(LOST) for line in left_out):
+def conclude(results: str | None, notes: Sequence[str]) -> int:
+    """Say where the records are, unless the notes name one that was lost; the exit code."""
+    if any(LOST in line for line in notes):
         return 1
     if results:
         print(f"records in {Path(results).resolve()}", file=sys.stderr)

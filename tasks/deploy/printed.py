@@ -88,7 +88,7 @@ def work(options: Options) -> int:
     show(parts + found.notes, options.out)
     from tasks.deploy.latency_text import conclude  # imports torch
 
-    code = conclude(options.results, [line.removeprefix("left out  ") for line in found.notes])
+    code = conclude(options.results, found.notes)
     return 130 if found.interrupted else code
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
 import numpy as np
 from PIL import Image
@@ -29,8 +29,6 @@ from tasks.reporting.overlay import PALETTE_BYTES
 
 SKIPPED = "skipped.txt"
 VIDEO = "drawn.mp4"
-RESULTS = ("drawn", VIDEO, "classes.csv", "detections.json", "images.json", "masks", "masks.json")
-"""All that a run may leave."""
 ROOM = 0.15
 """Of a video, for each legend that grows from one line to its four."""
 TAIL = 2**20
@@ -175,6 +173,9 @@ class Ids:
 class Writer(Protocol):
     """Writes one task's predictions."""
 
+    FILES: ClassVar[tuple[str, ...]]
+    """All that it leaves in the folder."""
+
     def save(self, frame: Frame, prediction: Any) -> None:
         """Write the image's own files; called from several threads."""
         ...
@@ -191,9 +192,11 @@ class Writer(Protocol):
 class Classes:
     """``classes.csv``: file, then the best classes with their scores."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("classes.csv",)
+
     def __init__(self, out: Path, classes: Sequence[str], _annotations: str | None) -> None:
         self.classes, self.best = classes, min(5, len(classes))
-        self.list = Growing(out / "classes.csv")
+        self.list = Growing(out / self.FILES[0])
         self.rows = csv.writer(self.list)
         self.rows.writerow(["file", *(f"{key}_{i + 1}" for i in range(self.best) for key in ("class", "score"))])
 
@@ -217,12 +220,14 @@ class Detections:
     Together they load as ``COCO("images.json").loadRes("detections.json")``.
     """
 
+    FILES: ClassVar[tuple[str, ...]] = ("detections.json", "images.json")
+
     def __init__(self, out: Path, classes: Sequence[str], annotations: str | None) -> None:
         self.classes, self.ids = classes, Ids(classes, annotations)
         categories = [{"id": self.ids.categories[label], "name": name} for label, name in enumerate(classes)]
-        self.list = Growing(out / "detections.json", "[\n", ",\n", "\n]\n")
+        self.list = Growing(out / self.FILES[0], "[\n", ",\n", "\n]\n")
         start = f'{{"categories": {json.dumps(categories)},\n"annotations": [],\n"images": [\n'
-        self.images = Growing(out / "images.json", start, ",\n", "\n]}\n")
+        self.images = Growing(out / self.FILES[1], start, ",\n", "\n]}\n")
 
     def save(self, frame: Frame, prediction: Any) -> None:
         """Nothing: all is in the lists."""
@@ -248,6 +253,8 @@ class Detections:
 class Masks:
     """``masks/<image>.png``: class indices under a palette; ``masks.json``: index, name and colour of the classes."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("masks", "masks.json")
+
     def __init__(self, out: Path, classes: Sequence[str], _annotations: str | None) -> None:
         self.out, self.classes = out, classes
 
@@ -255,7 +262,7 @@ class Masks:
         """See ``Writer``."""
         mask = Image.fromarray(as_array(prediction).astype(np.uint8, copy=False))
         mask.putpalette(PALETTE_BYTES)
-        put(self.out / "masks" / f"{frame.stem}.png", lambda path: mask.save(path, "PNG", compress_level=3))
+        put(self.out / self.FILES[0] / f"{frame.stem}.png", lambda path: mask.save(path, "PNG", compress_level=3))
 
     def add(self, frame: Frame, size: Size, prediction: Any) -> None:
         """Nothing: each image has its own file."""
@@ -266,11 +273,11 @@ class Masks:
             return []
         classes = [{"index": i, "name": name, "colour": colour(i)} for i, name in enumerate(self.classes)]
         text = json.dumps({"classes": classes}, indent=1)
-        put(self.out / "masks.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-        return [self.out / "masks", self.out / "masks.json"]
+        put(self.out / self.FILES[1], lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        return [self.out / name for name in self.FILES]
 
 
-WRITERS: dict[str, Callable[[Path, Sequence[str], str | None], Writer]] = {
+WRITERS: dict[str, type[Classes] | type[Detections] | type[Masks]] = {
     "classify": Classes,
     "detect": Detections,
     "segment": Masks,
@@ -336,7 +343,8 @@ class Output:
 
     def earlier(self) -> list[str]:
         """What another run has left in the folder."""
-        return [name for name in RESULTS if (self.out / name).exists()]
+        of_tasks = [name for writer in WRITERS.values() for name in writer.FILES]
+        return [name for name in ("drawn", VIDEO, *of_tasks) if (self.out / name).exists()]
 
     def pictures(self) -> list[Path]:
         """The folders that images are written to, absolute."""

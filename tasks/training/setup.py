@@ -37,8 +37,8 @@ from tasks.words import suggest
 
 SECTIONS = ("trainer", "mix", "schedule", "growth", "ema", "balance")
 """Of base.yaml, whose keys are all there are."""
-PARTS = ("task", "tasks", "backbone", "head", "heads", "data", "augment", "optimizer")
-"""What the commands' own yamls add to base.yaml."""
+PARTS = ("task", "tasks", "backbone", "heads", "data", "augment", "optimizer")
+"""What the commands' own yamls add to base.yaml; those of a single task have ``head``, too."""
 COUNTS = ("batch_size", "eval_batch_size", "trainer.accumulate", "trainer.threads")
 WHOLE = ("seed", "data_seed", "workers", "trainer.max_steps")
 RANGES = {
@@ -133,18 +133,18 @@ def check_keys(config: Mapping[str, Any]) -> None:
         ValueError: names the key, and those there are.
     """
     base: Any = OmegaConf.load(CONF / "base.yaml")
-    known = {"": [key for key in base if key not in ("hydra", "_variants")]}
+    known = {"": [*(key for key in base if key not in ("hydra", "_variants")), *PARTS]}
     known |= {f"{section}.": list(base[section]) for section in SECTIONS}
     for prefix, needed in known.items():
         given = config[prefix[:-1]] if prefix else config
         if not isinstance(given, dict):
             raise ValueError(f"{prefix[:-1]} is {given}; set {prefix}<key>: {', '.join(needed)}")
-        allowed = needed if prefix else [*needed, *PARTS]
+        allowed = needed if prefix else [*needed, "head"]
         for key in given:
             if key not in allowed:
                 there = ", ".join(allowed)
                 raise ValueError(f"there is no setting {prefix}{key}{suggest(key, allowed)}; there are {there}")
-        for key in [*needed, *([] if prefix else {*PARTS} - {"head"})]:
+        for key in needed:
             if key not in given:
                 raise ValueError(f"{prefix}{key} was taken out; every run needs it: leave out ~{prefix}{key}")
 
