@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.depthwise import DepthwiseConv2d
+from backbones import kernels
 
 BN_EPS = 1e-3
 """TensorFlow's and torchvision's value for MobileNetV3 (PyTorch's own default is 1e-5)."""
@@ -85,13 +85,9 @@ class ConvNormAct(nn.Module):
         super().__init__()
         check_choice("activation", activation, list(ACTIVATIONS))
         pad = dilation * (kernel - 1) // 2
-        self.conv: nn.Conv2d
-        if groups == inputs == outputs:
-            self.conv = DepthwiseConv2d(inputs, kernel, stride=stride, padding=pad, dilation=dilation)
-        else:
-            self.conv = nn.Conv2d(
-                inputs, outputs, kernel, stride, padding=pad, dilation=dilation, groups=groups, bias=False
-            )
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding=pad, dilation=dilation, groups=groups, bias=False
+        )
         self.norm = nn.BatchNorm2d(outputs, eps, momentum)
         self.act: nn.Module = ACTIVATIONS[activation]()
         self.pads_same = False
@@ -112,7 +108,15 @@ class ConvNormAct(nn.Module):
             half = self.conv.kernel_size[0] // 2
             height, width = x.shape[-2:]
             x = F.pad(x, (half - 1 + width % 2, half, half - 1 + height % 2, half))
-        return self.act(self.norm(self.conv(x)))
+        if kernels.fits_depthwise(x, self.conv, self.norm, self.act):
+            return kernels.depthwise(x, None, self.conv, self.norm, self.act)
+        return self.norm_act(self.conv(x))
+
+    def norm_act(self, x: Tensor) -> Tensor:
+        """What follows the convolution: [B, outputs, H, W] to the same."""
+        if kernels.fits(x, self.norm, self.act):
+            return kernels.norm_act(x, self.norm, self.act)
+        return self.act(self.norm(x))
 
 
 class SqueezeExcite(nn.Module):
@@ -200,9 +204,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]; adds its taps to ``features``."""
-        y = x if self.expand is None else self.expand(x)
-        self._leave("expand", y, features)
-        y = self.depthwise(y)
+        y = self._depthwise(x, features)
         self._leave("depthwise", y, features)
         if self.squeeze_excite is not None:
             y = self.squeeze_excite(y)
@@ -211,6 +213,19 @@ class InvertedResidual(nn.Module):
             y += x  # in place: no backward needs the batch norm's output
         self._leave("output", y, features)
         return y
+
+    def _depthwise(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Expansion and depthwise convolution; in training, kernels.py does not write out what lies between them."""
+        if self.expand is None or self.taps.get("expand") or self.depthwise.pads_same or not self.training:
+            y = x if self.expand is None else self.expand(x)
+            self._leave("expand", y, features)
+            return self.depthwise(y)
+        x = self.expand.conv(x)
+        before = (self.expand.norm, self.expand.act)
+        conv, norm, act = self.depthwise.conv, self.depthwise.norm, self.depthwise.act
+        if kernels.fits(x, *before) and kernels.fits_depthwise(x, conv, norm, act):
+            return kernels.depthwise(x, before, conv, norm, act)
+        return self.depthwise(self.expand.norm_act(x))
 
     def _leave(self, place: str, map_: Tensor, features: dict[str, Tensor]) -> None:
         for name in self.taps.get(place, ()):

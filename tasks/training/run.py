@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from backbones import kernels
 from tasks.cli import flatten
 from tasks.data.images import decode
 from tasks.data.loader import Collate, Samples, evaluation_loader, training_loader
@@ -76,6 +77,8 @@ def _run(
     data = read_data(config)
     config, classes = complete(config, data)
     closing.introduce(console, data, config)
+    if setup.device(config).type == "cpu" and (note := kernels.load()[1]):
+        console.print(f"kernels     {note}", soft_wrap=True)
     model = make_model(without_weights(config) if saved else config, classes)
     if config["backbone"].get("weights") and not saved:
         closing.introduce_backbone(console, config["backbone"]["weights"], model.backbone)

@@ -1,0 +1,285 @@
+"""Faster training on a CPU: batch norm with its activation, and depthwise convolutions between two of those, in C++.
+
+torch's operators pass over memory 14 times for a depthwise convolution with a batch norm and an activation on either
+side, and 19 times for its gradients; these do it in 6 and 9, and convolve faster. What they compute is the same, up to
+rounding. ``kernels.cpp`` is compiled once, for this machine, by its own C++ compiler, into the user's cache. Without a
+compiler, or with ``KERNELS=0`` in the environment, torch's operators do the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3}
+"""The numbers that ``kernels.cpp`` knows them by."""
+LANES = 8
+"""Channels are taken by this many."""
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels, and what is to be said about them.
+
+    Returns:
+        None where they cannot be had, and why; else the library, and how long it took to compile if that was now.
+    """
+    if os.environ.get("KERNELS") == "0":
+        return None, "torch's operators (KERNELS=0)"
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if sys.platform != "linux" or compiler is None:
+        return None, "torch's operators; with Linux and a C++ compiler (g++) a CPU trains up to a third faster"
+    try:
+        start = time.perf_counter()
+        file = _compiled_file(compiler)
+        compiled = not file.exists()
+        if compiled:
+            _compile(compiler, file)
+        return ctypes.CDLL(str(file)), f"compiled once, {time.perf_counter() - start:.0f} s: {file}" if compiled else ""
+    except subprocess.CalledProcessError as error:
+        first = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[:200])
+        return None, f"torch's operators, for {compiler} could not compile ours: {first}"
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        return None, f"torch's operators, for ours could not be kept: {error}; XDG_CACHE_HOME=<folder> moves them"
+
+
+def _compiled_file(compiler: str) -> Path:
+    """Where these kernels lie once compiled by this compiler for this CPU."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, cpu)).encode()).hexdigest()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "mobilenetv3-bench" / f"kernels-{key[:16]}.so"
+
+
+def _compile(compiler: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        made = Path(scratch) / file.name
+        subprocess.run([compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
+        made.replace(file)
+
+
+def fits(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
+    """Whether ``norm_act`` can stand for ``act(norm(x))``: a norm in training, float32, channels last, on a CPU."""
+    return (
+        norm.training
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[1] % LANES == 0
+        and x.numel() > x.shape[1]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.track_running_stats
+        and norm.weight.dtype == torch.float32
+        and type(act) in ACTIVATIONS
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and load()[0] is not None
+    )
+
+
+def fits_depthwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
+    """Whether ``depthwise`` can stand for ``act(norm(conv(x)))``; its threads share out the images."""
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.kernel_size in ((3, 3), (5, 5))
+        and conv.stride in ((1, 1), (2, 2))
+        and conv.dilation == (1, 1)
+        and conv.padding in ((0, 0), (conv.kernel_size[0] // 2,) * 2)
+        and conv.bias is None
+        and min(x.shape[2:]) + 2 * int(conv.padding[0]) >= conv.kernel_size[0]
+        and x.shape[0] >= torch.get_num_threads()
+        and fits(x, norm, act)
+    )
+
+
+def norm_act(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> Tensor:
+    """``act(norm(x))`` of a batch norm in training, running statistics included.
+
+    Args:
+        x: [B, C, H, W], as ``fits`` wants it.
+        norm: of C channels.
+        act: one of ``ACTIVATIONS``.
+    Returns:
+        [B, C, H, W].
+    """
+    out: Tensor = BatchNormAct.apply(x, norm.weight, norm.bias, Statistics.of(norm, act))
+    return out
+
+
+def depthwise(
+    x: Tensor,
+    before: tuple[nn.BatchNorm2d, nn.Module] | None,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    act: nn.Module,
+) -> Tensor:
+    """``act(norm(conv(before(x))))`` without ever writing out what the convolution sees.
+
+    Args:
+        x: [B, C, H, W], as ``fits_depthwise`` wants it.
+        before: a batch norm and an activation in front of the convolution; None: it sees ``x``.
+        conv: depthwise.
+        norm, act: behind the convolution.
+    Returns:
+        [B, C, ceil(H / stride), ceil(W / stride)] at the padding of half the kernel.
+    """
+    parts: tuple[Any, ...] = (None, None, None)
+    if before is not None:
+        parts = (before[0].weight, before[0].bias, Statistics.of(*before))
+    out: Tensor = DepthwiseBatchNormAct.apply(
+        x, *parts, conv, conv.weight, norm.weight, norm.bias, Statistics.of(norm, act)
+    )
+    return out
+
+
+class Statistics(NamedTuple):
+    """What a batch norm in training keeps beside its weights, and the activation behind it."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+    eps: float
+    activation: int
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, act: nn.Module) -> Statistics:
+        """Counts the batch, as ``nn.BatchNorm2d`` does."""
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        return cls(norm.running_mean, norm.running_var, momentum, norm.eps, ACTIVATIONS[type(act)])
+
+    def moving(self) -> tuple[float, float, Tensor, Tensor]:
+        """As arguments of a kernel."""
+        return self.eps, self.momentum, self.running_mean, self.running_var
+
+
+class _Norm(ctypes.Structure):
+    """``Norm`` of kernels.cpp; whoever makes one keeps its tensors alive."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("gamma", "beta", "mean", "invstd")),
+        ("activation", ctypes.c_long),
+    )
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], activation: int) -> _Norm:
+        return cls(*(each.data_ptr() for each in tensors), activation)
+
+
+class _Geometry(ctypes.Structure):
+    """``Geometry`` of kernels.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("N", "H", "W", "C", "K", "stride", "pad", "OH", "OW"))
+
+
+def _call(kernel: str, *args: Tensor | ctypes.Structure | float | None) -> None:
+    """A kernel with its arguments in C's terms: tensors and structures by address, whole numbers as long."""
+    converted: list[Any] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            converted.append(ctypes.c_void_p(arg.data_ptr()))
+        elif isinstance(arg, ctypes.Structure):
+            converted.append(ctypes.byref(arg))
+        elif isinstance(arg, int):
+            converted.append(ctypes.c_long(arg))
+        else:
+            converted.append(arg if arg is None else ctypes.c_double(arg))
+    getattr(load()[0], kernel)(*converted)
+
+
+class BatchNormAct(torch.autograd.Function):
+    """``norm_act`` and its gradients; keeps ``x`` alone, not the norm's output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, statistics: Statistics) -> Tensor:
+        channels = x.shape[1]
+        ctx.shape = x.numel() // channels, channels
+        ctx.activation, ctx.threads = statistics.activation, torch.get_num_threads()
+        norm, y = (gamma, beta, torch.empty(channels), torch.empty(channels)), torch.empty_like(x)
+        _call("moments", x, *ctx.shape, *statistics.moving(), *norm[2:], ctx.threads)
+        _call("apply", x, y, *ctx.shape, _Norm.of(norm, ctx.activation), ctx.threads)
+        ctx.save_for_backward(x, *norm)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *norm = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        to = [torch.empty_like(each) for each in (x, *norm[:2])]
+        _call("apply_backward", grad, x, *to, *ctx.shape, _Norm.of(norm, ctx.activation), ctx.threads)
+        return *to, None
+
+
+class DepthwiseBatchNormAct(torch.autograd.Function):
+    """``depthwise`` and its gradients; keeps the maps before both norms and computes again what the convolution saw."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma_before: Tensor | None,
+        beta_before: Tensor | None,
+        before: Statistics | None,
+        conv: nn.Conv2d,
+        weight: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        after: Statistics,
+    ) -> Tensor:
+        batch, channels, height, width = x.shape
+        kernel, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        sides = [(side + 2 * pad - kernel) // stride + 1 for side in (height, width)]
+        ctx.geometry = _Geometry(batch, height, width, channels, kernel, stride, pad, *sides)
+        ctx.activations = before and before.activation, after.activation
+        ctx.threads = torch.get_num_threads()
+        first: tuple[Tensor, ...] = ()
+        if gamma_before is not None and beta_before is not None and before is not None:
+            first = gamma_before, beta_before, torch.empty(channels), torch.empty(channels)
+            _call("moments", x, batch * height * width, channels, *before.moving(), *first[2:], ctx.threads)
+        norm_before = _Norm.of(first, ctx.activations[0]) if first else None
+        y = torch.empty((batch, channels, *sides), memory_format=torch.channels_last)
+        second, z = (gamma, beta, torch.empty(channels), torch.empty(channels)), torch.empty_like(y)
+        _call("depthwise", x, norm_before, weight, y, ctx.geometry, *after.moving(), *second[2:], ctx.threads)
+        _call("apply", y, z, y.numel() // channels, channels, _Norm.of(second, after.activation), ctx.threads)
+        ctx.save_for_backward(x, weight, y, *second, *first)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y, *norms = ctx.saved_tensors
+        second, first = norms[:4], norms[4:]
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        to_x, to_weight, *to_second = (torch.empty_like(each) for each in (x, weight, *second[:2]))
+        to_first = [torch.empty_like(each) for each in first[:2]] if first else [None, None]
+        norm_before = _Norm.of(first, ctx.activations[0]) if first else None
+        _call(
+            "depthwise_backward",
+            *(grad, x, norm_before, weight, y, _Norm.of(second, ctx.activations[1])),
+            *(to_x, *to_first, to_weight, *to_second, ctx.geometry, ctx.threads),
+        )
+        return to_x, *to_first, None, None, to_weight, *to_second, None
