@@ -108,7 +108,7 @@ class ConvNormAct(nn.Module):
             half = self.conv.kernel_size[0] // 2
             height, width = x.shape[-2:]
             x = F.pad(x, (half - 1 + width % 2, half, half - 1 + height % 2, half))
-        if kernels.fits_depthwise(x, self.conv, self.norm, self.act):
+        if kernels.fits_depthwise(x, None, self.conv, self.norm, self.act):
             return kernels.depthwise(x, None, self.conv, self.norm, self.act)
         return self.norm_act(self.conv(x))
 
@@ -138,13 +138,18 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(squeeze, channels, 1)
         self.gate = GATES[gate]()
 
+    def gates(self, means: Tensor) -> Tensor:
+        """[B, channels, 1, 1] to the same shape, in [0, 1]."""
+        out: Tensor = self.gate(self.expand(F.relu(self.reduce(means), inplace=True)))
+        return out
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to the same shape; the input stays as it is, for it may be a feature of its own."""
         if self.training and x.dtype == torch.float32:
             means = x.sum((2, 3), keepdim=True) / x[0, 0].numel()  # its gradient is spread without being written out
         else:
             means = x.mean((2, 3), keepdim=True)
-        return x * self.gate(self.expand(F.relu(self.reduce(means), inplace=True)))
+        return x * self.gates(means)
 
 
 class BlockSpec(NamedTuple):
@@ -204,28 +209,29 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]; adds its taps to ``features``."""
-        y = self._depthwise(x, features)
-        self._leave("depthwise", y, features)
-        if self.squeeze_excite is not None:
-            y = self.squeeze_excite(y)
+        y = self._middle(x, features)
         y = self.project(y)
         if self.residual:
             y += x  # in place: no backward needs the batch norm's output
         self._leave("output", y, features)
         return y
 
-    def _depthwise(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """Expansion and depthwise convolution; in training, kernels.py does not write out what lies between them."""
-        if self.expand is None or self.taps.get("expand") or self.depthwise.pads_same or not self.training:
-            y = x if self.expand is None else self.expand(x)
-            self._leave("expand", y, features)
-            return self.depthwise(y)
-        x = self.expand.conv(x)
-        before = (self.expand.norm, self.expand.act)
-        conv, norm, act = self.depthwise.conv, self.depthwise.norm, self.depthwise.act
-        if kernels.fits(x, *before) and kernels.fits_depthwise(x, conv, norm, act):
-            return kernels.depthwise(x, before, conv, norm, act)
-        return self.depthwise(self.expand.norm_act(x))
+    def _middle(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """What comes before the projection; in training, kernels.py writes out no map of it that no feature needs."""
+        expand, depthwise, before = self.expand, self.depthwise, None
+        if expand is not None and self.training and not (self.taps.get("expand") or depthwise.pads_same):
+            x, before = expand.conv(x), (expand.norm, expand.act)
+        elif expand is not None:
+            x = expand(x)
+        self._leave("expand", x, features)
+        gate = None if self.taps.get("depthwise") else self.squeeze_excite
+        parts = depthwise.conv, depthwise.norm, depthwise.act
+        if not depthwise.pads_same and kernels.fits_depthwise(x, before, *parts):
+            y = kernels.depthwise(x, before, *parts, gate)
+        else:
+            y, gate = depthwise(x if before is None or expand is None else expand.norm_act(x)), None
+        self._leave("depthwise", y, features)
+        return y if self.squeeze_excite is None or gate is not None else self.squeeze_excite(y)
 
     def _leave(self, place: str, map_: Tensor, features: dict[str, Tensor]) -> None:
         for name in self.taps.get(place, ()):

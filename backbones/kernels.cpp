@@ -72,14 +72,27 @@ template <class Work> void with(long activation, Work work) {
 }  // namespace
 
 extern "C" {
-// A batch norm in training and the activation behind it, as kernels.py lays them out.
+// A batch norm in training and what is behind it, as kernels.py lays them out: an activation, and unless they are null,
+// gates [N, C] that scale its result. In the backward pass, spread [N, C] is what each pixel gets of the gradient of its
+// channel's mean, which the gates are made of.
 struct Norm {
     const float *gamma, *beta, *mean, *invstd;
     long activation;
+    const float *gates, *spread;
 };
 }
 
 namespace {
+
+struct Gate {  // of one image
+    const float *gate, *spread;
+    Gate(const Norm& norm, long n, long C)
+        : gate(norm.gates == nullptr ? nullptr : norm.gates + n * C),
+          spread(norm.spread == nullptr ? nullptr : norm.spread + n * C) {}
+    template <class V> typename V::type backward(typename V::type grad, long c) const {
+        return gate == nullptr ? grad : grad * V::load(gate + c) + V::load(spread + c);
+    }
+};
 
 struct Affine {  // p = x * scale + shift
     std::vector<float> scale, shift;
@@ -176,7 +189,7 @@ struct NormGradient {
 
 // Sums over rows of ga and of ga * (x - mean), where ga is the gradient before the activation.
 template <int A> void reduce(const float* grad, const float* x, long first, long end, long C, const Affine& affine,
-                             const float* mean, double* sums, double* products) {
+                             const float* mean, const Gate& gate, double* sums, double* products) {
     const long step = block_rows(C);
     std::vector<float> sum(C), product(C);
     for (long start = first; start < end; start += step) {
@@ -187,7 +200,7 @@ template <int A> void reduce(const float* grad, const float* x, long first, long
             over_channels(C, [&](long c, auto v) {
                 using V = decltype(v);
                 const auto value = V::load(x + r * C + c);
-                const auto ga = through<A>(V::load(grad + r * C + c),
+                const auto ga = through<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
                                            value * V::load(&affine.scale[c]) + V::load(&affine.shift[c]));
                 store(&sum[c], V::load(&sum[c]) + ga);
                 store(&product[c], V::load(&product[c]) + ga * (value - V::load(mean + c)));
@@ -216,23 +229,36 @@ struct Sums {  // of all threads
 };
 
 template <int A> void norm_gradient(const float* grad, const float* x, float* to_x, long first, long end, long C,
-                                    const Affine& affine, const NormGradient& g) {
+                                    const Affine& affine, const NormGradient& g, const Gate& gate) {
     for (long r = first; r < end; r++)
         over_channels(C, [&](long c, auto v) {
             using V = decltype(v);
             const auto value = V::load(x + r * C + c), scale = V::load(&affine.scale[c]);
-            const auto ga = through<A>(V::load(grad + r * C + c), value * scale + V::load(&affine.shift[c]));
+            const auto ga = through<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
+                                       value * scale + V::load(&affine.shift[c]));
             store(to_x + r * C + c, (ga - V::load(&g.average[c])) * scale +
                                         (value - V::load(g.mean + c)) * V::load(&g.slope[c]));
         });
 }
 
-template <int A> void apply_rows(const float* x, float* y, long first, long end, long C, const Affine& affine) {
+template <int A> void apply_rows(const float* x, float* y, long first, long end, long C, const Affine& affine,
+                                 const float* gate) {
     for (long r = first; r < end; r++)
         over_channels(C, [&](long c, auto v) {
             using V = decltype(v);
-            store(y + r * C + c, activate<A>(V::load(x + r * C + c) * V::load(&affine.scale[c]) +
-                                             V::load(&affine.shift[c])));
+            const auto z = activate<A>(V::load(x + r * C + c) * V::load(&affine.scale[c]) + V::load(&affine.shift[c]));
+            store(y + r * C + c, gate == nullptr ? z : z * V::load(gate + c));
+        });
+}
+
+// sums [C] over rows of the activations of x, times grad unless it is null.
+template <int A> void sum_rows(const float* grad, const float* x, long rows, long C, const Affine& affine, float* sums) {
+    std::fill_n(sums, C, 0.0f);
+    for (long r = 0; r < rows; r++)
+        over_channels(C, [&](long c, auto v) {
+            using V = decltype(v);
+            const auto z = activate<A>(V::load(x + r * C + c) * V::load(&affine.scale[c]) + V::load(&affine.shift[c]));
+            store(sums + c, V::load(sums + c) + (grad == nullptr ? z : z * V::load(grad + r * C + c)));
         });
 }
 
@@ -288,7 +314,7 @@ void load_row(Ring& ring, long y, const float* image, long H, const Through& bef
         std::copy_n(from, ring.width * ring.C, ring.inside(y));
     else
         with(before.norm->activation, [&](auto a) {
-            apply_rows<a>(from, ring.inside(y), 0, ring.width, ring.C, *before.affine);
+            apply_rows<a>(from, ring.inside(y), 0, ring.width, ring.C, *before.affine, nullptr);
         });
 }
 
@@ -386,6 +412,7 @@ void depthwise_backward_images(const float* grad, const float* x, const Through&
     };
     for (long n = first; n < end; n++) {
         const float* image = x + n * g.H * g.W * C;
+        const Gate gate(*after.norm, n, C);
         long loaded = -g.pad, emitted = 0;
         if (S != 1) std::fill(spread.data.begin(), spread.data.end(), 0.0f);
         for (long t = -(K - 1); t < 0; t++) grads.clear(t);
@@ -396,7 +423,7 @@ void depthwise_backward_images(const float* grad, const float* x, const Through&
                     load_row(inputs, loaded, image, g.H, before);
                 const long at = (n * g.OH + oy) * g.OW * C;
                 with(after.norm->activation, [&](auto a) {
-                    norm_gradient<a>(grad + at, y + at, grads.inside(oy), 0, g.OW, C, *after.affine, gradient);
+                    norm_gradient<a>(grad + at, y + at, grads.inside(oy), 0, g.OW, C, *after.affine, gradient, gate);
                 });
                 for (int ky = 0; ky < K; ky++) lines[ky] = inputs.row(oy * S - g.pad + ky);
                 over_channels(C, [&](long c, auto v) {
@@ -484,28 +511,50 @@ void moments(const float* x, long rows, long C, double eps, double momentum, flo
     finish(parts, C, eps, momentum, running_mean, running_var, mean, invstd);
 }
 
-// y = activation(norm(x)).
-void apply(const float* x, float* y, long rows, long C, const Norm* norm, long threads) {
+// y = activation(norm(x)), scaled by the gates of each of the N images.
+void apply(const float* x, float* y, long N, long rows, long C, const Norm* norm, long threads) {
     const Affine affine(*norm, C);
-    share_out(rows, threads, [&](long, long first, long end) {
-        with(norm->activation, [&](auto a) { apply_rows<a>(x, y, first, end, C, affine); });
+    if (norm->gates == nullptr) rows *= N, N = 1;
+    share_out(N == 1 ? rows : N, threads, [&](long, long first, long end) {
+        with(norm->activation, [&](auto a) {
+            if (N == 1) return apply_rows<a>(x, y, first, end, C, affine, norm->gates);
+            for (long n = first; n < end; n++)
+                apply_rows<a>(x, y, n * rows, (n + 1) * rows, C, affine, norm->gates + n * C);
+        });
     });
 }
 
-// The gradients of apply(x), the statistics' part included, given that of its result.
+// sums [N, C] of activation(norm(x)) over the rows of each image; times grad unless it is null.
+void sum_images(const float* grad, const float* x, float* sums, long N, long rows, long C, const Norm* norm,
+                long threads) {
+    const Affine affine(*norm, C);
+    share_out(N, threads, [&](long, long first, long end) {
+        with(norm->activation, [&](auto a) {
+            for (long n = first; n < end; n++) {
+                const long at = n * rows * C;
+                sum_rows<a>(grad == nullptr ? nullptr : grad + at, x + at, rows, C, affine, sums + n * C);
+            }
+        });
+    });
+}
+
+// The gradients of apply(x) without gates, the statistics' part included, given that of its result.
 void apply_backward(const float* grad, const float* x, float* to_x, float* to_gamma, float* to_beta, long rows, long C,
                     const Norm* norm, long threads) {
     const Affine affine(*norm, C);
+    const Gate none(*norm, 0, C);
     Sums sums(threads, C);
     share_out(rows, threads, [&](long t, long first, long end) {
         with(norm->activation, [&](auto a) {
-            reduce<a>(grad, x, first, end, C, affine, norm->mean, sums.sums[t].data(), sums.products[t].data());
+            reduce<a>(grad, x, first, end, C, affine, norm->mean, none, sums.sums[t].data(), sums.products[t].data());
         });
     });
     sums.finish(*norm, C, to_gamma, to_beta);
     const NormGradient gradient(*norm, sums.sums[0].data(), sums.products[0].data(), C, double(rows));
     share_out(rows, threads, [&](long, long first, long end) {
-        with(norm->activation, [&](auto a) { norm_gradient<a>(grad, x, to_x, first, end, C, affine, gradient); });
+        with(norm->activation, [&](auto a) {
+            norm_gradient<a>(grad, x, to_x, first, end, C, affine, gradient, none);
+        });
     });
 }
 
@@ -523,21 +572,23 @@ void depthwise(const float* x, const Norm* norm, const float* weight, float* y, 
     finish(parts, g->C, eps, momentum, running_mean, running_var, mean, invstd);
 }
 
-// The gradients of apply(depthwise(apply(x))), given that of its result; y is what `depthwise` gave.
+// The gradients of apply(depthwise(apply(x))), given that of its result; y is what `depthwise` gave. Only the outer apply
+// may have gates.
 void depthwise_backward(const float* grad, const float* x, const Norm* in, const float* weight, const float* y,
                         const Norm* out, float* to_x, float* to_in_gamma, float* to_in_beta, float* to_weight,
                         float* to_out_gamma, float* to_out_beta, const Geometry* g, long threads) {
-    const long C = g->C, taps = g->K * g->K, in_rows = g->N * g->H * g->W, out_rows = g->N * g->OH * g->OW;
+    const long C = g->C, taps = g->K * g->K, in_rows = g->N * g->H * g->W, rows = g->OH * g->OW;
     const Through before(in, C), after(out, C);
     Sums in_sums(threads, C), out_sums(threads, C);
-    share_out(out_rows, threads, [&](long t, long first, long end) {
+    share_out(g->N, threads, [&](long t, long first, long end) {
         with(out->activation, [&](auto a) {
-            reduce<a>(grad, y, first, end, C, *after.affine, out->mean, out_sums.sums[t].data(),
-                      out_sums.products[t].data());
+            for (long n = first; n < end; n++)
+                reduce<a>(grad, y, n * rows, (n + 1) * rows, C, *after.affine, out->mean, Gate(*out, n, C),
+                          out_sums.sums[t].data(), out_sums.products[t].data());
         });
     });
     out_sums.finish(*out, C, to_out_gamma, to_out_beta);
-    const NormGradient gradient(*out, out_sums.sums[0].data(), out_sums.products[0].data(), C, double(out_rows));
+    const NormGradient gradient(*out, out_sums.sums[0].data(), out_sums.products[0].data(), C, double(g->N * rows));
     const std::vector<float> straight = taps_first(weight, C, taps, false), turned = taps_first(weight, C, taps, true);
     std::vector<std::vector<float>> weights(threads, std::vector<float>(size_t(taps) * C));
     share_out(g->N, threads, [&](long t, long first, long end) {
@@ -557,7 +608,7 @@ void depthwise_backward(const float* grad, const float* x, const Norm* in, const
     in_sums.finish(*in, C, to_in_gamma, to_in_beta);
     const NormGradient rest(*in, in_sums.sums[0].data(), in_sums.products[0].data(), C, double(in_rows));
     share_out(in_rows, threads, [&](long, long first, long end) {  // to_x is that before the activation already
-        norm_gradient<NONE>(to_x, x, to_x, first, end, C, *before.affine, rest);
+        norm_gradient<NONE>(to_x, x, to_x, first, end, C, *before.affine, rest, Gate(*in, 0, C));
     });
 }
 

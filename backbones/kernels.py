@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,17 @@ ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.ReLU6:
 """The numbers that ``kernels.cpp`` knows them by."""
 LANES = 8
 """Channels are taken by this many."""
+NormAct = tuple[nn.BatchNorm2d, nn.Module]
+
+
+class Gate(Protocol):
+    """Squeeze-excite."""
+
+    def gates(self, means: Tensor) -> Tensor:
+        """From the channels' means, [B, C, 1, 1], to what they are scaled by."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What ``gates`` learns."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -97,8 +108,8 @@ def fits(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
     )
 
 
-def fits_depthwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
-    """Whether ``depthwise`` can stand for ``act(norm(conv(x)))``; its threads share out the images."""
+def fits_depthwise(x: Tensor, before: NormAct | None, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
+    """Whether ``depthwise`` can stand for ``act(norm(conv(before(x))))``; its threads share out the images."""
     return (
         conv.groups == conv.in_channels == conv.out_channels
         and conv.kernel_size in ((3, 3), (5, 5))
@@ -109,6 +120,7 @@ def fits_depthwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Mod
         and min(x.shape[2:]) + 2 * int(conv.padding[0]) >= conv.kernel_size[0]
         and x.shape[0] >= torch.get_num_threads()
         and fits(x, norm, act)
+        and (before is None or fits(x, *before))
     )
 
 
@@ -128,27 +140,28 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> Tensor:
 
 def depthwise(
     x: Tensor,
-    before: tuple[nn.BatchNorm2d, nn.Module] | None,
+    before: NormAct | None,
     conv: nn.Conv2d,
     norm: nn.BatchNorm2d,
     act: nn.Module,
+    gate: Gate | None = None,
 ) -> Tensor:
-    """``act(norm(conv(before(x))))`` without ever writing out what the convolution sees.
+    """``z * gates(means of z)`` of ``z = act(norm(conv(before(x))))``; neither what ``conv`` sees nor z is written out.
 
     Args:
         x: [B, C, H, W], as ``fits_depthwise`` wants it.
         before: a batch norm and an activation in front of the convolution; None: it sees ``x``.
         conv: depthwise.
         norm, act: behind the convolution.
+        gate: squeeze-excite; None: z is the result.
     Returns:
         [B, C, ceil(H / stride), ceil(W / stride)] at the padding of half the kernel.
     """
     parts: tuple[Any, ...] = (None, None, None)
     if before is not None:
         parts = (before[0].weight, before[0].bias, Statistics.of(*before))
-    out: Tensor = DepthwiseBatchNormAct.apply(
-        x, *parts, conv, conv.weight, norm.weight, norm.bias, Statistics.of(norm, act)
-    )
+    parts += (conv, conv.weight, norm.weight, norm.bias, Statistics.of(norm, act), gate)
+    out: Tensor = DepthwiseBatchNormAct.apply(x, *parts, *(() if gate is None else gate.parameters()))
     return out
 
 
@@ -182,11 +195,12 @@ class _Norm(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("gamma", "beta", "mean", "invstd")),
         ("activation", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("gates", "spread")),
     )
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], activation: int) -> _Norm:
-        return cls(*(each.data_ptr() for each in tensors), activation)
+    def of(cls, tensors: Sequence[Tensor], activation: int, *gates: Tensor) -> _Norm:
+        return cls(*(each.data_ptr() for each in tensors), activation, *(each.data_ptr() for each in gates))
 
 
 class _Geometry(ctypes.Structure):
@@ -220,7 +234,7 @@ class BatchNormAct(torch.autograd.Function):
         ctx.activation, ctx.threads = statistics.activation, torch.get_num_threads()
         norm, y = (gamma, beta, torch.empty(channels), torch.empty(channels)), torch.empty_like(x)
         _call("moments", x, *ctx.shape, *statistics.moving(), *norm[2:], ctx.threads)
-        _call("apply", x, y, *ctx.shape, _Norm.of(norm, ctx.activation), ctx.threads)
+        _call("apply", x, y, 1, *ctx.shape, _Norm.of(norm, ctx.activation), ctx.threads)
         ctx.save_for_backward(x, *norm)
         return y
 
@@ -235,7 +249,7 @@ class BatchNormAct(torch.autograd.Function):
 
 
 class DepthwiseBatchNormAct(torch.autograd.Function):
-    """``depthwise`` and its gradients; keeps the maps before both norms and computes again what the convolution saw."""
+    """``depthwise`` and its gradients; keeps the maps before both norms and computes again what came of them."""
 
     @staticmethod
     def forward(
@@ -249,13 +263,15 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
         gamma: Tensor,
         beta: Tensor,
         after: Statistics,
+        gate: Gate | None,
+        *gate_weights: Tensor,
     ) -> Tensor:
         batch, channels, height, width = x.shape
         kernel, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         sides = [(side + 2 * pad - kernel) // stride + 1 for side in (height, width)]
         ctx.geometry = _Geometry(batch, height, width, channels, kernel, stride, pad, *sides)
         ctx.activations = before and before.activation, after.activation
-        ctx.threads = torch.get_num_threads()
+        ctx.gate, ctx.threads = gate, torch.get_num_threads()
         first: tuple[Tensor, ...] = ()
         if gamma_before is not None and beta_before is not None and before is not None:
             first = gamma_before, beta_before, torch.empty(channels), torch.empty(channels)
@@ -264,22 +280,42 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
         y = torch.empty((batch, channels, *sides), memory_format=torch.channels_last)
         second, z = (gamma, beta, torch.empty(channels), torch.empty(channels)), torch.empty_like(y)
         _call("depthwise", x, norm_before, weight, y, ctx.geometry, *after.moving(), *second[2:], ctx.threads)
-        _call("apply", y, z, y.numel() // channels, channels, _Norm.of(second, after.activation), ctx.threads)
-        ctx.save_for_backward(x, weight, y, *second, *first)
+        ctx.shape = batch, sides[0] * sides[1], channels
+        norm_after = _Norm.of(second, after.activation)
+        gates: tuple[Tensor, ...] = ()
+        if gate is not None:
+            means = torch.empty((batch, channels, 1, 1))
+            _call("sum_images", None, y, means, *ctx.shape, norm_after, ctx.threads)
+            gates = means.div_(ctx.shape[1]), gate.gates(means)
+            norm_after = _Norm.of(second, after.activation, gates[1])
+        _call("apply", y, z, *ctx.shape, norm_after, ctx.threads)
+        ctx.save_for_backward(x, weight, y, *second, *first, *gates, *gate_weights)
+        ctx.norms = len(first)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, y, *norms = ctx.saved_tensors
-        second, first = norms[:4], norms[4:]
+        x, weight, y, *rest = ctx.saved_tensors
+        second, first, gated = rest[:4], rest[4 : 4 + ctx.norms], rest[4 + ctx.norms :]
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         to_x, to_weight, *to_second = (torch.empty_like(each) for each in (x, weight, *second[:2]))
         to_first = [torch.empty_like(each) for each in first[:2]] if first else [None, None]
         norm_before = _Norm.of(first, ctx.activations[0]) if first else None
+        norm_after, to_gate = _Norm.of(second, ctx.activations[1]), []
+        if gated:
+            means, gates, *gate_weights = gated
+            to_gates = torch.empty_like(gates)
+            _call("sum_images", grad, y, to_gates, *ctx.shape, norm_after, ctx.threads)
+            with torch.enable_grad():
+                means = means.detach().requires_grad_()
+                learnt = [each for each in gate_weights if each.requires_grad]
+                spread, *found = torch.autograd.grad(ctx.gate.gates(means), (means, *learnt), to_gates)
+            to_gate = [found.pop(0) if each.requires_grad else None for each in gate_weights]
+            norm_after = _Norm.of(second, ctx.activations[1], gates, spread.div_(ctx.shape[1]))
         _call(
             "depthwise_backward",
-            *(grad, x, norm_before, weight, y, _Norm.of(second, ctx.activations[1])),
+            *(grad, x, norm_before, weight, y, norm_after),
             *(to_x, *to_first, to_weight, *to_second, ctx.geometry, ctx.threads),
         )
-        return to_x, *to_first, None, None, to_weight, *to_second, None
+        return to_x, *to_first, None, None, to_weight, *to_second, None, None, *to_gate

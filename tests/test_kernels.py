@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from backbones import kernels
-from backbones.blocks import ConvNormAct
+from backbones.blocks import ConvNormAct, SqueezeExcite
 from tasks import build
 
 needs_compiler = pytest.mark.skipif(kernels.load()[0] is None, reason=kernels.load()[1])
@@ -101,9 +101,24 @@ def test_depthwise_convolutions_are_torchs(
     layers = copy.deepcopy([*([first, ACTS[act]()] if before else []), conv, second, ACTS[act]()])
     doubled = nn.Sequential(*layers).double()
     x = last(shape).requires_grad_()
-    assert kernels.fits_depthwise(x * 1, conv, second, ACTS[act]())
+    assert kernels.fits_depthwise(x * 1, (first, ACTS[act]()) if before else None, conv, second, ACTS[act]())
     ours = kernels.depthwise(x * 1, (first, ACTS[act]()) if before else None, conv, second, ACTS[act]())
     same(ours, x, parts, doubled)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gates_are_squeeze_excites(stride: int, frozen: bool, threads: int) -> None:
+    torch.manual_seed(0)
+    first, second, gate = trained(nn.BatchNorm2d(24)), trained(nn.BatchNorm2d(24)), SqueezeExcite(24, 8)
+    conv = nn.Conv2d(24, 24, 3, stride, 1, groups=24, bias=False)
+    gate.reduce.weight.requires_grad_(not frozen)
+    parts: list[nn.Module] = [first, conv, second, gate]
+    layers = copy.deepcopy([first, nn.ReLU(), conv, second, nn.Hardswish(), gate])
+    x = last((3, 24, 9, 7)).requires_grad_()
+    ours = kernels.depthwise(x * 1, (first, nn.ReLU()), conv, second, nn.Hardswish(), gate)
+    same(ours, x, parts, nn.Sequential(*layers).double())
 
 
 @needs_compiler
@@ -190,7 +205,8 @@ def test_a_network_trains_as_with_torchs_operators(
     found = []
     for net in (ours, theirs, exact):
         if net is theirs:
-            assert {"moments", "apply", "apply_backward", "depthwise", "depthwise_backward"} == calls
+            gated = {"sum_images"} if any(block.squeeze_excite for block in net.blocks) else set()
+            assert calls == gated | {"moments", "apply", "apply_backward", "depthwise", "depthwise_backward"}
             monkeypatch.setattr(kernels, "load", lambda: (None, ""))
         features = net(image.to(net.mean.dtype))
         sum(each.square().mean() for each in features.values()).backward()
