@@ -31,7 +31,8 @@ python -m tasks.benchmark [what] [key=value ...]
                             threads=1,2   precision=f32,bf16   batch=1,8
   how                       rounds=100   seconds=60 (most, for what runs side by side)   photo=<a JPEG>
                             memory=true (peak of a fresh process)   results=results.jsonl (null: no records)
-  peer                      rows=step_large,coco ... (rows=? lists them)   rounds=   threads=2   engine=
+  peer                      rows=step_large,coco ... (rows=? lists them)   rounds=   threads=2
+                            engine=openvino precision=bf16 (image_*, predict: ours)
                             profile=true (where the time goes, on both sides)
                             bccd=<folder> camvid=<folder> (input_*, step_ssdlite_real; else drawn scenes)
                             images=5000 (coco)   batch= (step_*, post_*, input_*)
@@ -51,13 +52,26 @@ KEYS = {
     "cost": TIMED - {"run"} | {"plot"},
     "roofline": {"task", "backbone", "head", "image_size", "width", "threads", "batch", "rounds", "out", "results"},
     "paper": {"table", "engine", "threads", "rounds", "seconds", "out", "results"},
-    "peer": {"peer", "rows", "rounds", "threads", "engine", "profile", "bccd", "camvid", "images", "batch", "out"},
+    "peer": {
+        "peer",
+        "rows",
+        "rounds",
+        "threads",
+        "engine",
+        "precision",
+        "profile",
+        "bccd",
+        "camvid",
+        "images",
+        "batch",
+        "out",
+    },
     "check": {"check", "engine", "backbone", "image_size", "threads", "trials", "rounds", "out"},
 }
 """What is measured -> the keys that it knows."""
 PLOTS = (".svg", ".png", ".pdf")
 OVERRIDABLE = {"latency", "cost", "roofline"}
-ONE_AT_A_TIME = {"backbone", "image_size", "engine", "threads", "batch"}
+ONE_AT_A_TIME = {"backbone", "image_size", "engine", "threads", "precision", "batch"}
 """Of peer and check."""
 
 

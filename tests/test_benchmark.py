@@ -400,7 +400,7 @@ def test_both_sides_of_a_row_give_the_same(row: str) -> None:
     works = importlib.import_module(f"tasks.deploy.{peer.ROWS[row].module}").WORKS
     before = torch.get_num_threads()
     try:
-        asked = {"row": row, "batch": 2, "engine": "torch", "threads": 1, "roots": {"bccd": None}}
+        asked = {"row": row, "batch": 2, "engine": "torch", "precision": "f32", "threads": 1, "roots": {"bccd": None}}
         ours, theirs = (works[row](asked, side) for side in (True, False))
         ours.call()
     finally:
@@ -413,7 +413,9 @@ def test_the_photo_of_predict_is_in_a_folder_of_its_own(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = torch.get_num_threads()
     try:
-        work = peer_images.predict_loop({"row": "predict_files", "engine": "torch", "threads": 1}, ours=True)
+        work = peer_images.predict_loop(
+            {"row": "predict_files", "engine": "torch", "precision": "f32", "threads": 1}, ours=True
+        )
         work.call()
         (folder,) = tmp_path.iterdir()
         assert folder.is_dir()

@@ -42,6 +42,8 @@ class Row(NamedTuple):
 
 
 STEP, IMAGE = "peer_training", "peer_images"
+BF16_TOLERANCE = 0.1
+"""As ``Row.tolerance``, for an engine that calculates in bfloat16, of three digits."""
 ROWS = {
     "step_large": Row("training step, V3-Large 224, batch 32", STEP, "torchvision, contiguous, SGD", 2.2, 15, 1e-5, 2,
                       False),
@@ -169,6 +171,8 @@ class Outcome(NamedTuple):
     detail: str
     profiles: list[Profile]
     """Of ours and theirs; empty where none was asked for."""
+    precision: str = "f32"
+    """Of ours, in an engine."""
 
 
 def work(options: Options) -> int:
@@ -180,8 +184,13 @@ def work(options: Options) -> int:
     engine = (engines_of(options.engine, []) if options.engine else available())[0]
     check_threads(options.threads or [])
     count = (options.threads or [cores()])[0]
+    if options.precision != ["f32"]:
+        from tasks.deploy.session import check_precision  # with torch
+
+        check_precision(engine, options.precision[0])
     asked = {
         "engine": engine,
+        "precision": options.precision[0],
         "batch": options.batch[0] if "batch" in options.given else None,
         "roots": {"bccd": options.bccd, "camvid": options.camvid},
         "images": options.images,
@@ -268,7 +277,8 @@ def measure_row(name: str, asked: dict[str, Any], threads: int, rounds: int | No
         same = difference(*(side.check for side in sides))
         profiled = asked["profile"] and row.window and not times.interrupted  # what takes a minute has no operators
         profiles = [side.profile() for side in sides] if profiled else []
-        return Outcome(name, times, (sides[0].items, sides[1].items), same, noise, detail, profiles)
+        precision = asked["precision"] if row.module == IMAGE else "f32"
+        return Outcome(name, times, (sides[0].items, sides[1].items), same, noise, detail, profiles, precision)
     finally:
         for one in sides:
             one.stop()
@@ -285,7 +295,9 @@ def difference(ours: list[float] | str, theirs: list[float] | str) -> float | No
 
 def agrees(one: Outcome) -> bool:
     """Whether both sides gave the same."""
-    return one.apart is None or one.apart <= ROWS[one.name].tolerance
+    row = ROWS[one.name]
+    tolerance = max(row.tolerance, BF16_TOLERANCE) if one.precision == "bf16" else row.tolerance
+    return one.apart is None or one.apart <= tolerance
 
 
 HEADER = ("row", "work", "ours", "peer", "theirs", "times as fast [95 %]", "quartiles", "to reach", "reached", "n",
@@ -354,7 +366,7 @@ def notes(
         load.in_words(),
         "how       each side in its own process, in turn, order drawn each round; ours keeps freed memory (mallopt), "
         "theirs has the system's default; times as fast: median of the rounds' ratios",
-        f"engine    {engine} (rows image_* and predict)",
+        f"engine    {engine}, {asked['precision']} (rows image_* and predict)",
     ]
     if asked["batch"]:
         lines.append(f"trial     batch={asked['batch']} instead of the rows' own: not the table's numbers")

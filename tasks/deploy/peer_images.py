@@ -103,10 +103,10 @@ def one_image(asked: Mapping[str, Any], ours: bool) -> Work:
     with tempfile.TemporaryDirectory() as folder:
         torch.save(theirs.state_dict(), Path(folder) / "theirs.pth")
         load_model(model, str(Path(folder) / "theirs.pth"))
-    runner = open_model(model, asked["engine"], asked["threads"], batch=1)
+    runner = open_model(model, asked["engine"], asked["threads"], asked["precision"], batch=1)
     run = our_run(runner, command)
     batch = runner.fit(image)[None]
-    detail = f"ours in {runner.name} {runner.version}"
+    detail = f"ours in {runner.name} {runner.version}, {runner.precision}"
     check = summarised(run(image), 0)
     return Work(in_a_row(lambda: run(image)), IN_A_ROW, check, detail, floor=in_a_row(lambda: runner.run(batch)))
 
@@ -214,7 +214,7 @@ PAIRS: dict[str, Pair] = {
 def predict_loop(asked: Mapping[str, Any], ours: bool) -> Work:
     """The loop behind ``tasks.predict`` (ours), and nothing but the engine on prepared images (the peer)."""
     model = build("classify", ["backbone=small", "data=imagenet", "head.num_classes=1000", "image_size=[224,224]"])
-    runner = open_model(model, asked["engine"], asked["threads"])
+    runner = open_model(model, asked["engine"], asked["threads"], asked["precision"])
     folder = tempfile.TemporaryDirectory(prefix="mobilenetv3_bench_", ignore_cleanup_errors=True)
     file = stages.photo(Path(folder.name), None)
     image = decode(str(file))
