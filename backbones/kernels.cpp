@@ -264,7 +264,7 @@ template <int A> void sum_rows(const float* grad, const float* x, long rows, lon
 
 // The last K rows of a map, padded with zeros on both sides.
 struct Ring {
-    long width, pad, C, K, next = 0;
+    long width, pad, C, K;
     std::vector<float> data;
     Ring(long width, long pad, long C, long K)
         : width(width), pad(pad), C(C), K(K), data(size_t(K) * (width + 2 * pad) * C, 0.0f) {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +249,18 @@ def test_compiled_once(anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @needs_compiler
+def test_a_strangers_library_is_not_loaded(anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.load()[0] is not None
+    kernels.load.cache_clear()
+    (file,) = (tmp_path / "mobilenetv3-bench").iterdir()
+    os.chown(file, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 12345)
+    library, note = kernels.load()
+    assert library is None
+    assert "belongs to another user" in note
+
+
+@needs_compiler
 @pytest.mark.parametrize(("what", "said"), [("source", "could not compile"), ("cache", "could not be kept")])
 def test_what_cannot_be_compiled_or_kept_is_said(
     what: str, said: str, anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -264,8 +278,6 @@ def test_what_cannot_be_compiled_or_kept_is_said(
 
 
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    import shutil
-
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
