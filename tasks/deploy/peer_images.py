@@ -38,6 +38,8 @@ IN_A_ROW = 10
 """Images a turn, one after the other."""
 PEAK = 8.0
 """How far background lies above the other classes' logits, whose deviation is 2: a trained detector's look."""
+DEVIATION = 3.0
+"""Of a classifier's logits: of 1,000 classes the best has a probability of some tenths."""
 AHEAD = 3.0
 """The same of a mask's first class, in deviations: in a fifth of all cells the four logits differ in their best class;
 of a network trained on CamVid, in a quarter."""
@@ -156,12 +158,16 @@ def detector(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
 
 
 def classifier(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
-    """torchvision's V3-Large."""
+    """torchvision's V3-Large with scores as a trained one has them: random weights give all classes the same."""
     model = get_model("mobilenet_v3_large", weights=None).eval()
     prepare = ImageClassification(crop_size=224, resize_size=256)
 
     def run(pixels: np.ndarray) -> Any:
         return model(prepare(as_tensor(pixels))[None]).softmax(1)[0]
+
+    with torch.no_grad():
+        last = cast(nn.Linear, model.classifier[-1])
+        last.weight.mul_(DEVIATION / model(prepare(as_tensor(image))[None]).std())
 
     return model, run, ["classify", "backbone=large", "data=imagenet", "head.num_classes=1000", "image_size=[224,224]"]
 
