@@ -1,5 +1,6 @@
-// Batch norm with its activation, and depthwise convolutions between two of those, forward and backward, in as few passes
-// over memory as their data allow. kernels.py compiles, loads and calls this; what it computes is torch's, up to rounding.
+// Batch norm with its activation, and depthwise convolutions between two of those, forward and backward, in as few
+// passes over memory as their data allow. kernels.py compiles, loads and calls this; what it computes is torch's, up to
+// rounding.
 //
 // Maps are [N, H, W, C] float32 (torch's channels_last), C a multiple of 8. Threads share out rows or images in a fixed
 // way, so that with one number of threads the same input always gives the same bits.
@@ -46,7 +47,7 @@ template <int A, class V> V activate(V p) {
     return p;
 }
 
-template <int A, class V> V through(V grad, V p) {  // the gradient of activate(p), given that of its result
+template <int A, class V> V activation_gradient(V grad, V p) {  // the gradient of activate(p), given that of its result
     if constexpr (A == RELU) return p > 0 ? grad : V{};
     if constexpr (A == RELU6) {
         grad = p > 0 ? grad : V{};
@@ -72,9 +73,9 @@ template <class Work> void with(long activation, Work work) {
 }  // namespace
 
 extern "C" {
-// A batch norm in training and what is behind it, as kernels.py lays them out: an activation, and unless they are null,
-// gates [N, C] that scale its result. In the backward pass, spread [N, C] is what each pixel gets of the gradient of its
-// channel's mean, which the gates are made of.
+// A batch norm in training and what is behind it, as kernels.py lays them out: an activation, and unless they are
+// null, gates [N, C] that scale its result. In the backward pass, spread [N, C] is what each pixel gets of the gradient
+// of its channel's mean, which the gates are made of.
 struct Norm {
     const float *gamma, *beta, *mean, *invstd;
     long activation;
@@ -157,10 +158,10 @@ void finish(const std::vector<Moments>& parts, long C, double eps, double moment
     }
 }
 
-struct Through {  // a norm on one side of a convolution, or none
+struct Side {  // a norm on one side of a convolution, or none
     const Norm* norm;
     std::optional<Affine> affine;
-    Through(const Norm* norm, long C) : norm(norm) {
+    Side(const Norm* norm, long C) : norm(norm) {
         if (norm != nullptr) affine.emplace(*norm, C);
     }
 };
@@ -200,7 +201,7 @@ template <int A> void reduce(const float* grad, const float* x, long first, long
             over_channels(C, [&](long c, auto v) {
                 using V = decltype(v);
                 const auto value = V::load(x + r * C + c);
-                const auto ga = through<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
+                const auto ga = activation_gradient<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
                                            value * V::load(&affine.scale[c]) + V::load(&affine.shift[c]));
                 store(&sum[c], V::load(&sum[c]) + ga);
                 store(&product[c], V::load(&product[c]) + ga * (value - V::load(mean + c)));
@@ -234,7 +235,7 @@ template <int A> void norm_gradient(const float* grad, const float* x, float* to
         over_channels(C, [&](long c, auto v) {
             using V = decltype(v);
             const auto value = V::load(x + r * C + c), scale = V::load(&affine.scale[c]);
-            const auto ga = through<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
+            const auto ga = activation_gradient<A>(gate.template backward<V>(V::load(grad + r * C + c), c),
                                        value * scale + V::load(&affine.shift[c]));
             store(to_x + r * C + c, (ga - V::load(&g.average[c])) * scale +
                                         (value - V::load(g.mean + c)) * V::load(&g.slope[c]));
@@ -252,7 +253,8 @@ template <int A> void apply_rows(const float* x, float* y, long first, long end,
 }
 
 // sums [C] over rows of the activations of x, times grad unless it is null.
-template <int A> void sum_rows(const float* grad, const float* x, long rows, long C, const Affine& affine, float* sums) {
+template <int A>
+void sum_rows(const float* grad, const float* x, long rows, long C, const Affine& affine, float* sums) {
     std::fill_n(sums, C, 0.0f);
     for (long r = 0; r < rows; r++)
         over_channels(C, [&](long c, auto v) {
@@ -307,7 +309,7 @@ inline void convolve_row(const float* const* lines, const float* weight, long C,
     }
 }
 
-void load_row(Ring& ring, long y, const float* image, long H, const Through& before) {
+void load_row(Ring& ring, long y, const float* image, long H, const Side& before) {
     if (y < 0 || y >= H) return ring.clear(y);
     const float* from = image + y * ring.width * ring.C;
     if (before.norm == nullptr)
@@ -320,7 +322,7 @@ void load_row(Ring& ring, long y, const float* image, long H, const Through& bef
 
 template <int K, int S>
 void depthwise_images(const float* x, const float* weight, float* y, const Geometry& g, long first, long end,
-                      const Through& before, Moments& moments) {
+                      const Side& before, Moments& moments) {
     Ring ring(g.W, g.pad, g.C, K);
     const float* lines[K];
     for (long n = first; n < end; n++) {
@@ -380,7 +382,7 @@ template <int A> void emit_row(const float* grad, const float* x, float* to, lon
         const auto scale = V::load(&affine.scale[c]), shift = V::load(&affine.shift[c]), centre = V::load(mean + c);
         for (long i = 0; i < width; i++) {
             const auto value = V::load(x + i * C + c);
-            const auto ga = through<A>(V::load(grad + i * C + c), value * scale + shift);
+            const auto ga = activation_gradient<A>(V::load(grad + i * C + c), value * scale + shift);
             store(to + i * C + c, ga);
             sum += ga;
             product += ga * (value - centre);
@@ -393,8 +395,8 @@ template <int A> void emit_row(const float* grad, const float* x, float* to, lon
 }
 
 template <int K, int S>
-void depthwise_backward_images(const float* grad, const float* x, const Through& before, const float* weight,
-                               const float* turned, const float* y, const Through& after, const NormGradient& gradient,
+void depthwise_backward_images(const float* grad, const float* x, const Side& before, const float* weight,
+                               const float* turned, const float* y, const Side& after, const NormGradient& gradient,
                                float* to_x, float* to_weight, const Geometry& g, long first, long end, double* sums,
                                double* products) {
     const long C = g.C, behind = K - 1 - g.pad;
@@ -562,7 +564,7 @@ void apply_backward(const float* grad, const float* x, float* to_x, float* to_ga
 void depthwise(const float* x, const Norm* norm, const float* weight, float* y, const Geometry* g, double eps,
                double momentum, float* running_mean, float* running_var, float* mean, float* invstd, long threads) {
     const std::vector<float> taps = taps_first(weight, g->C, g->K * g->K, false);
-    const Through before(norm, g->C);
+    const Side before(norm, g->C);
     std::vector<Moments> parts(threads, Moments(g->C));
     share_out(g->N, threads, [&](long t, long first, long end) {
         with_shape(*g, [&](auto k, auto s) {
@@ -572,13 +574,13 @@ void depthwise(const float* x, const Norm* norm, const float* weight, float* y, 
     finish(parts, g->C, eps, momentum, running_mean, running_var, mean, invstd);
 }
 
-// The gradients of apply(depthwise(apply(x))), given that of its result; y is what `depthwise` gave. Only the outer apply
-// may have gates.
+// The gradients of apply(depthwise(apply(x))), given that of its result; y is what `depthwise` gave. Only the outer
+// apply may have gates.
 void depthwise_backward(const float* grad, const float* x, const Norm* in, const float* weight, const float* y,
                         const Norm* out, float* to_x, float* to_in_gamma, float* to_in_beta, float* to_weight,
                         float* to_out_gamma, float* to_out_beta, const Geometry* g, long threads) {
     const long C = g->C, taps = g->K * g->K, in_rows = g->N * g->H * g->W, rows = g->OH * g->OW;
-    const Through before(in, C), after(out, C);
+    const Side before(in, C), after(out, C);
     Sums in_sums(threads, C), out_sums(threads, C);
     share_out(g->N, threads, [&](long t, long first, long end) {
         with(out->activation, [&](auto a) {
