@@ -7,6 +7,8 @@ a block), not by stride: under ``output_stride=16`` ``c5`` has stride 16, and ``
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -31,3 +33,12 @@ class Backbone(Protocol):
     specs: dict[str, FeatureSpec]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]: ...
+
+
+def cache_folder() -> Path:
+    """Where this suite keeps what can be made again.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mobilenetv3-bench"

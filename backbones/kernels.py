@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from backbones import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3}
@@ -79,8 +81,7 @@ def _compiled_file(compiler: str) -> Path:
         (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), ""
     )
     key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, cpu)).encode()).hexdigest()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mobilenetv3-bench" / f"kernels-{key[:16]}.so"
+    return cache_folder() / f"kernels-{key[:16]}.so"
 
 
 def _compile(compiler: str, file: Path) -> None:
@@ -150,7 +151,7 @@ def depthwise(
     act: nn.Module,
     gate: Gate | None = None,
 ) -> Tensor:
-    """``z * gates(means of z)`` of ``z = act(norm(conv(before(x))))``; neither what ``conv`` sees nor z is written out.
+    """``z * gates(means of z)`` of ``z = act(norm(conv(before(x))))``; only the result is written out, and conv's own.
 
     Args:
         x: [B, C, H, W], as ``fits_depthwise`` wants it.

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from backbones import cache_folder
 from tasks.data import SPLITS, DataSet, Sample, coco
 from tasks.data.arguments import check_tasks, expanded
 from tasks.data.drawing import VERSION, draw_scene
@@ -67,7 +68,7 @@ def read(
         raise ValueError(f"scenes: data.image_size is {image_size}; expected 64 to 1024 pixels")
     if train < 1 or min(val, test) < 0 or max(counts.values()) > 999_999:
         raise ValueError(f"scenes: data.train, val and test are {train}, {val}, {test}; expected 1, 0, 0 or more")
-    folder = _cached(_default_root() if root is None else expanded(root), _Plan(seed, image_size, counts), workers)
+    folder = _cached(cache_folder() if root is None else expanded(root), _Plan(seed, image_size, counts), workers)
     names = [split if counts[split] else None for split in SPLITS]
     data = coco.read(
         str(folder),
@@ -114,10 +115,6 @@ def _with_targets(sample: Sample, tasks: Sequence[str]) -> Sample:
         "segment": MaskFile(str(mask), len(SHAPES) + 1),
     }
     return Sample(sample.image, sample.size, {task: targets[task] for task in tasks})
-
-
-def _default_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mobilenetv3-bench"
 
 
 def _cached(root: Path, plan: _Plan, workers: int | None) -> Path:
