@@ -2,21 +2,13 @@
 
 torch's operators pass over memory 14 times for a depthwise convolution with a batch norm and an activation on either
 side, and 20 times for its gradients; these do it in 5 and 9, and convolve faster. What they compute is the same, up to
-rounding. ``kernels.cpp`` is compiled once, for this machine, by its own C++ compiler, into the user's cache. Without a
-compiler, or with ``KERNELS=0`` in the environment, torch's operators do the work.
+rounding. ``compiled.py`` compiles ``kernels.cpp`` for this machine; where it cannot, or with ``KERNELS=0`` in the
+environment, torch's operators do the work.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from backbones import cache_folder
+from backbones.compiled import call, library
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3}
 """The numbers that ``kernels.cpp`` knows them by."""
 LANES = 8
@@ -46,50 +37,9 @@ class Gate(Protocol):
         """What ``gates`` learns."""
 
 
-@functools.lru_cache(maxsize=1)
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled kernels, and what is to be said about them.
-
-    Returns:
-        None where they cannot be had, and why; else the library, and how long it took to compile if that was now.
-    """
-    if os.environ.get("KERNELS") == "0":
-        return None, "torch's operators (KERNELS=0)"
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if sys.platform != "linux" or compiler is None:
-        return None, "torch's operators; with Linux and a C++ compiler (g++) a CPU trains up to a third faster"
-    try:
-        start = time.perf_counter()
-        file = _compiled_file(compiler)
-        compiled = not file.exists()
-        if compiled:
-            _compile(compiler, file)
-        if file.stat().st_uid not in (0, os.getuid()):
-            raise OSError(f"{file} belongs to another user")
-        return ctypes.CDLL(str(file)), f"compiled once, {time.perf_counter() - start:.0f} s: {file}" if compiled else ""
-    except subprocess.CalledProcessError as error:
-        first = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[:200])
-        return None, f"torch's operators, for {compiler} could not compile ours: {first}"
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        return None, f"torch's operators, for ours could not be kept: {error}; XDG_CACHE_HOME=<folder> moves them"
-
-
-def _compiled_file(compiler: str) -> Path:
-    """Where these kernels lie once compiled by this compiler for this CPU."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-    cpu = next(
-        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), ""
-    )
-    key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, cpu)).encode()).hexdigest()
-    return cache_folder() / f"kernels-{key[:16]}.so"
-
-
-def _compile(compiler: str, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        made = Path(scratch) / file.name
-        subprocess.run([compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
-        made.replace(file)
+    """As ``compiled.library``."""
+    return library(SOURCE)
 
 
 def fits(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
@@ -215,18 +165,9 @@ class _Geometry(ctypes.Structure):
 
 
 def _call(kernel: str, *args: Tensor | ctypes.Structure | float | None) -> None:
-    """A kernel with its arguments in C's terms: tensors and structures by address, whole numbers as long."""
-    converted: list[Any] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            converted.append(ctypes.c_void_p(arg.data_ptr()))
-        elif isinstance(arg, ctypes.Structure):
-            converted.append(ctypes.byref(arg))
-        elif isinstance(arg, int):
-            converted.append(ctypes.c_long(arg))
-        else:
-            converted.append(arg if arg is None else ctypes.c_double(arg))
-    getattr(load()[0], kernel)(*converted)
+    found = load()[0]
+    assert found is not None
+    call(found, kernel, *args)
 
 
 class BatchNormAct(torch.autograd.Function):

@@ -1,19 +1,26 @@
 """From scored boxes to detections: threshold, best of each class, non-maximum suppression, best of each image.
 
 The result is torchvision's ``SSD.postprocess_detections``, box for box. That goes through all classes of all images one
-after the other; but an image keeps a few hundred detections only, so here a pool of the best-scored candidates of the
-whole batch is suppressed at once. An image that the pool does not settle (fewer survivors than wanted though there are
+after the other; but an image keeps a few hundred detections only, so ``detections.cpp`` takes the best scores one after
+the other until it has them. Where that cannot be compiled, and on a GPU, torch suppresses a pool of the best-scored
+candidates of the whole batch at once. An image that is not settled so (fewer survivors than wanted though there are
 more candidates, or equal scores) is searched again with the best of each class, as torchvision does.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from backbones.compiled import call, library
 from heads import check_count, check_range
+
+SOURCE = Path(__file__).with_name("detections.cpp")
+FLAGS = ("-ffp-contract=off",)
+"""Beside those of ``compiled``: overlaps are rounded as torchvision's."""
 
 POOL = 1024
 """Candidates an image that are looked at first; more than the 1,000 boxes of ``_shift``."""
@@ -78,27 +85,52 @@ class Candidates(NamedTuple):
 
 
 @torch.no_grad()
-def detect(boxes: Tensor, scores: Tensor, limits: Limits) -> list[Found]:
+def detect(boxes: Tensor, scores: Tensor, limits: Limits, exact: bool = True) -> list[Found]:
     """The detections of a batch.
 
     Args:
         boxes: [B, A, 4] float32, xyxy, inside the image.
         scores: [B, A, K] float32 in [0, 1].
         limits: what becomes a detection.
+        exact: equal scores in torchvision's order, which takes a second search; else in any. Scores of a network in
+            bfloat16 are often equal, and which comes first is chance there.
     Returns:
         One ``Found`` an image, at most ``limits.detections`` long.
     Source: SSD, section 2; boxes, scores, labels and their order as in torchvision's ``SSD.postprocess_detections``,
         whose sorting calls are repeated where scores are equal (their order differs between CPUs).
     """
-    if scores.shape[2] <= FEW_CLASSES:
+    if boxes.device.type == "cpu" and library(SOURCE, *FLAGS)[0] is not None:
+        found, settled = _best_first(boxes, scores, limits)
+        if not exact:
+            return found
+    elif scores.shape[2] <= FEW_CLASSES:
         return _search(boxes, *_best_of_class(scores, limits), limits)[0]
-    found, settled = _search(boxes, *_best_of_image(scores, limits), limits)
+    else:
+        found, settled = _search(boxes, *_best_of_image(scores, limits), limits)
     rest = (~settled).nonzero().flatten()
     if len(rest):
         again, _ = _search(boxes[rest], *_best_of_class(scores[rest], limits), limits)
         for i, one in zip(rest.tolist(), again, strict=True):
             found[i] = one
     return found
+
+
+def _best_first(boxes: Tensor, scores: Tensor, limits: Limits) -> tuple[list[Found], Tensor]:
+    """By ``detections.cpp``; and [B] bool: whether no equal scores leave the order open."""
+    compiled = library(SOURCE, *FLAGS)[0]
+    assert compiled is not None
+    batch, anchors, classes = scores.shape
+    if scores.stride(2) != 1:
+        scores = scores.contiguous()
+    room = min(limits.detections, anchors * classes)
+    found = Found(torch.empty(batch, room, 4), torch.empty(batch, room), torch.empty(batch, room, dtype=torch.int64))
+    counts, settled = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.bool)
+    call(
+        compiled, "detect", boxes.contiguous(), scores, batch, anchors, classes, *scores.stride()[:2],
+        float(limits.score_threshold), limits.candidates, float(limits.nms_iou), limits.detections, room,
+        *found, counts, settled, min(batch, torch.get_num_threads()),
+    )  # fmt: skip
+    return [Found(*(part[i, :n] for part in found)) for i, n in enumerate(counts.tolist())], settled
 
 
 def _best_of_image(scores: Tensor, limits: Limits) -> tuple[Candidates, Tensor, Tensor]:

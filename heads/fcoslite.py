@@ -195,7 +195,8 @@ class FCOSLite(nn.Module):
         """
         height, width = output["size"].tolist()
         boxes, scores = self.scored_boxes(output, (height, width))
-        return to_images(detect(boxes, scores, self.limits), (height, width), sizes)
+        found = detect(boxes, scores, self.limits, exact=output["cls"].dtype == torch.float32)
+        return to_images(found, (height, width), sizes)
 
     def scored_boxes(self, output: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
         """Every cell's box [B, A, 4] float32 xyxy inside the input of ``size``, and scores [B, A, K] float32."""

@@ -379,6 +379,21 @@ def test_results_differ_by_their_largest_number_or_their_digest() -> None:
     assert peer.difference("", []) is None
 
 
+def test_detections_differ_by_count_score_and_place_but_not_by_order() -> None:
+    theirs = [[3.0, 0.9, 0, 0, 10, 10], [3.0, 0.9, 50, 50, 60, 60], [5.0, 0.4, 0, 0, 10, 10], [1.0, 0.2, 5, 5, 5, 5]]
+    assert peer.difference(theirs[::-1], theirs) == 0
+    lower = [[label, score - 0.05, *box] for label, score, *box in theirs]
+    assert peer.difference(lower, theirs) == pytest.approx(0.05)
+    moved = [
+        [label, score, left, top, right, bottom + 10 * (label == 5)]
+        for label, score, left, top, right, bottom in theirs
+    ]
+    assert peer.difference(moved, theirs) == pytest.approx(0.5 / 4)
+    other_class = [[7.0 if label == 5 else label, *rest] for label, *rest in theirs]
+    assert peer.difference(other_class, theirs) == pytest.approx(0.4)
+    assert peer.difference(theirs * 2, theirs) == 1
+
+
 def test_a_process_for_each_side_does_its_turns_and_ends() -> None:
     pytest.importorskip("pycocotools")
     sides = [peer.Side("coco", side, {"images": 3}, 1) for side in ("ours", "theirs")]

@@ -11,8 +11,20 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 
+from heads import detections
 from heads.boxes import clip_boxes, decode_boxes
 from heads.detections import Found, Limits, detect, to_images
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test runs with ``detections.cpp`` and with torch's operators."""
+    if request.param == "torch":
+        monkeypatch.setattr(detections, "library", lambda *_: (None, ""))
+    elif detections.library(detections.SOURCE, *detections.FLAGS)[0] is None:
+        pytest.skip("no C++ compiler")
+    return str(request.param)
+
 
 LIMITS = Limits(score_threshold=0.001, candidates=300, nms_iou=0.55, detections=300)
 SIZE = (320, 320)
@@ -109,6 +121,33 @@ def test_chains_of_overlaps_end_as_in_a_plain_loop() -> None:
     scores = torch.linspace(0.9, 0.1, count)[None, :, None]
     (found,) = detect(boxes, scores, Limits(0.05, 300, 0.5, 300))
     assert found.boxes[:, 0].tolist() == left[::2].tolist()
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40])
+def test_in_any_order_equal_scores_take_one_search(classes: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores as a network in bfloat16 gives them: the same scores come out, each at a box and a class that has it."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = (2 * torch.randn(2, COUNT, classes + 1, generator=generator)).bfloat16().float()
+    logits[:, 1::2] = logits[:, ::2]
+    boxes = clip_boxes(decode_boxes(torch.randn(2, COUNT, 4, generator=generator), anchors()), SIZE)
+    scores = logits.softmax(dim=-1)[..., 1:]
+    exact = detect(boxes, scores, LIMITS)
+    if way == "compiled":
+        monkeypatch.setattr(detections, "_search", lambda *_: pytest.fail("searched again"))
+    for i, found in enumerate(detect(boxes, scores, LIMITS, exact=False)):
+        assert len(found.scores) == len(exact[i].scores)
+        torch.testing.assert_close(found.scores, exact[i].scores, rtol=0, atol=0.01)
+        place = (boxes[i][:, None] == found.boxes).all(dim=2)  # [A, n]
+        assert (place & (scores[i][:, found.labels] == found.scores)).any(dim=0).all()
+
+
+def test_scores_that_are_a_view_of_others(way: str) -> None:
+    """As softmax's are without the background, and as those that another layout has."""
+    scores = torch.rand(2, COUNT, 6, generator=torch.Generator().manual_seed(0))
+    boxes = anchors().expand(2, -1, -1)
+    for view in (scores[..., 1:], scores.transpose(1, 2).contiguous().transpose(1, 2)[..., 1:]):
+        for one, other in zip(detect(boxes, view, LIMITS), detect(boxes, view.clone(), LIMITS), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_boxes_without_area_are_kept_as_torchvision_keeps_them() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from torch.testing import assert_close
 
 from backbones import kernels
 from backbones.blocks import ConvNormAct, SqueezeExcite
+from backbones.compiled import library
 from tasks import build
 
 needs_compiler = pytest.mark.skipif(kernels.load()[0] is None, reason=kernels.load()[1])
@@ -25,9 +23,9 @@ ACTS = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "hswish": nn.Ha
 @pytest.fixture
 def anew() -> Iterator[None]:
     """The kernels are looked for again, and afterwards once more."""
-    kernels.load.cache_clear()
+    library.cache_clear()
     yield
-    kernels.load.cache_clear()
+    library.cache_clear()
 
 
 @pytest.fixture(params=[1, 3])
@@ -227,60 +225,3 @@ def test_without_a_compiler_torch_does_the_work(anew: None, monkeypatch: pytest.
     assert "C++ compiler" in note
     part = ConvNormAct(16, 16, 3, groups=16)
     assert part(last((2, 16, 5, 5))).shape == (2, 16, 5, 5)
-
-
-def test_kernels_0_is_torchs(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERNELS", "0")
-    assert kernels.load() == (None, "torch's operators (KERNELS=0)")
-
-
-@needs_compiler
-def test_compiled_once(anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library, note = kernels.load()
-    assert library is not None
-    assert "compiled once" in note
-    assert [path.suffix for path in (tmp_path / "mobilenetv3-bench").iterdir()] == [".so"]
-    kernels.load.cache_clear()
-    monkeypatch.setattr(kernels, "_compile", lambda *_: pytest.fail("compiled again"))
-    library, note = kernels.load()
-    assert library is not None
-    assert note == ""
-
-
-@needs_compiler
-def test_a_strangers_library_is_not_loaded(anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kernels.load()[0] is not None
-    kernels.load.cache_clear()
-    (file,) = (tmp_path / "mobilenetv3-bench").iterdir()
-    os.chown(file, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 12345)
-    library, note = kernels.load()
-    assert library is None
-    assert "belongs to another user" in note
-
-
-@needs_compiler
-@pytest.mark.parametrize(("what", "said"), [("source", "could not compile"), ("cache", "could not be kept")])
-def test_what_cannot_be_compiled_or_kept_is_said(
-    what: str, said: str, anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    if what == "source":
-        monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.cpp")
-        kernels.SOURCE.write_text("this is not C++")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    else:
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    library, note = kernels.load()
-    assert library is None
-    assert said in note
-
-
-def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, *kernels.FLAGS, "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "kernels.so", kernels.SOURCE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -82,12 +82,18 @@ def flatten(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return flat
 
 
-def unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The heads' raw outputs again, as tensors that share the arrays' memory."""
+def unflatten(flat: Mapping[str, np.ndarray], precision: str) -> dict[str, Any]:
+    """The heads' raw outputs again, as tensors that share the arrays' memory.
+
+    Logits of a detector that was calculated in bfloat16 are of that type, though engines give all as float32: for a
+    head they say by it how much their order means.
+    """
     outputs: dict[str, Any] = {}
     for name, value in flat.items():
         task, slash, part = name.partition("/")
         tensor = torch.from_numpy(value)
+        if part == "cls" and precision == "bf16":
+            tensor = tensor.bfloat16()
         if slash:
             outputs.setdefault(task, {})[part] = tensor
         else:

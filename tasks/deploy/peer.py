@@ -20,6 +20,7 @@ from tasks.benchmark import Options
 from tasks.deploy import available, facts, machine, peer_profile, timing
 from tasks.deploy.cases import check_threads, cores, engines_of
 from tasks.deploy.peer_profile import Profile
+from tasks.deploy.peer_worker import Check
 from tasks.deploy.progress import Progress, show
 from tasks.words import suggest
 
@@ -42,6 +43,8 @@ class Row(NamedTuple):
 
 
 STEP, IMAGE = "peer_training", "peer_images"
+TOP = 50
+"""Detections of the peer's that are looked for among ours."""
 BF16_TOLERANCE = 0.1
 """As ``Row.tolerance``, for an engine that calculates in bfloat16, of three digits."""
 ROWS = {
@@ -107,7 +110,7 @@ class Side:
             text=True,
             env=environment,
         )
-        self.check: list[float] | str = ""
+        self.check: Check = ""
         self.items = 1.0
         self.detail = ""
 
@@ -284,13 +287,42 @@ def measure_row(name: str, asked: dict[str, Any], threads: int, rounds: int | No
             one.stop()
 
 
-def difference(ours: list[float] | str, theirs: list[float] | str) -> float | None:
-    """Between two results: numbers by their largest difference, digests by being equal or not."""
-    if not ours or not theirs:
+def difference(ours: Check, theirs: Check) -> float | None:
+    """Between two results: numbers by their largest difference, digests by being equal or not, detections as below."""
+    if not ours and not theirs:
         return None
-    if isinstance(ours, str) or isinstance(theirs, str) or len(ours) != len(theirs):
+    if not ours or not theirs:
+        return float("inf")
+    if isinstance(ours, str) or isinstance(theirs, str):
         return 0.0 if ours == theirs else float("inf")
+    if isinstance(ours[0], list):
+        return apart(ours, theirs)
+    if len(ours) != len(theirs):
+        return float("inf")
     return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=True))
+
+
+def apart(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """Between detections: by their number, and by each of their best beside ours of its class that overlaps it most.
+
+    Returns:
+        The largest of the numbers' relative difference, the largest difference of scores, and 1 - the mean overlap. The
+        order of equal scores does not count, and little which of two overlapping boxes suppresses the other.
+    """
+    overlaps, scores = [], []
+    for label, score, *box in theirs[:TOP]:
+        found = max(((overlap(box, other), own) for kind, own, *other in ours if kind == label), default=(0.0, 0.0))
+        overlaps.append(found[0])
+        scores.append(abs(found[1] - score))
+    return max(abs(len(ours) / len(theirs) - 1), *scores, 1 - sum(overlaps) / len(overlaps))
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes, xyxy."""
+    sides = [min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
+    shared = max(0.0, sides[0]) * max(0.0, sides[1])
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - shared
+    return shared / union if union else float(list(one) == list(other))
 
 
 def agrees(one: Outcome) -> bool:

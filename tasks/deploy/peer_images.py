@@ -26,13 +26,12 @@ from tasks.data.drawing import draw_scene
 from tasks.data.images import decode
 from tasks.deploy import predictor, stages
 from tasks.deploy.frames import Frame
-from tasks.deploy.peer_worker import Work
+from tasks.deploy.peer_worker import Check, Work
 from tasks.deploy.session import Runner, leave_cores_to_the_engine, open_model
 from tasks.training.weights import load_model
 
 Outputs = Callable[[np.ndarray], Any]
 """An image [H, W, 3] uint8 -> a prediction."""
-TOP = 50
 IMAGES = 16
 IN_A_ROW = 10
 """Images a turn, one after the other."""
@@ -190,11 +189,10 @@ def segmenter(image: np.ndarray) -> tuple[nn.Module, Outputs, list[str]]:
     return model, run, [*words, "head.num_classes=21", "image_size=[512,512]"]
 
 
-def detections(found: dict[str, Tensor], first_label: int) -> list[float]:
-    """How many, the best scores, where the best lie by score and class; the order of equal scores does not count."""
-    scores, labels = found["scores"][:TOP], found["labels"][:TOP] - first_label
-    places = torch.zeros(90, 4).index_add_(0, labels, scores[:, None] * found["boxes"][:TOP] / 320)
-    return [float(len(found["scores"])) / 300, *scores.tolist(), *places.flatten().tolist()]
+def detections(found: dict[str, Tensor], first_label: int) -> list[list[float]]:
+    """Label, score and box of each."""
+    labels = found["labels"] - first_label
+    return torch.cat((labels[:, None], found["scores"][:, None], found["boxes"]), dim=1).tolist()
 
 
 def probabilities(found: Tensor, _first_label: int) -> list[float]:
@@ -208,7 +206,7 @@ def regions(found: Tensor, _first_label: int) -> list[float]:
     return [float(value) for value in tiles.flatten().tolist()]
 
 
-Pair = tuple[Callable[[np.ndarray], tuple[nn.Module, Outputs, list[str]]], int, Callable[[Any, int], list[float]]]
+Pair = tuple[Callable[[np.ndarray], tuple[nn.Module, Outputs, list[str]]], int, Callable[[Any, int], Check]]
 PAIRS: dict[str, Pair] = {
     "image_detect": (detector, 320, detections),
     "image_classify": (classifier, 256, probabilities),

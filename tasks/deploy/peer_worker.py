@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 from tasks.deploy.peer_profile import profile
 from tasks.deploy.timing import timed
 
+Check = list[Any] | str
+"""What the other side must give, too: numbers, detections (label, score, box), or a digest."""
+
 
 class Work(NamedTuple):
     """What a side does."""
@@ -21,8 +24,7 @@ class Work(NamedTuple):
     call: Callable[[], object]
     items: float = 1.0
     """Images a call."""
-    check: list[float] | str = ""
-    """What the other side must give, too: numbers, or a digest."""
+    check: Check = ""
     detail: str = ""
     """For the notes."""
     turn: Callable[[], float] | None = None

@@ -86,7 +86,7 @@ class Runner:
     @torch.inference_mode()
     def finish(self, outputs: Mapping[str, np.ndarray], size: Size, sizes: list[Size]) -> dict[str, Any]:
         """The part of ``predict`` behind ``run``: its outputs for images of ``size``, in the originals' pixels."""
-        raw = unflatten(outputs)
+        raw = unflatten(outputs, self.precision)
         if self.metadata["postprocess"] == "inside":
             return {task: ENDINGS[task].finish(output, size, sizes) for task, output in raw.items()}
         return {task: head.predict(raw[task], sizes) for task, head in self._heads.items()}
