@@ -203,7 +203,7 @@ class SSD(nn.Module):
         """
         height, width = output["size"].tolist()
         boxes, scores = self.scored_boxes(output, (height, width))
-        found = detect(boxes, scores, self.limits, exact=output["cls"].dtype == torch.float32)
+        found = detect(boxes, scores, self.limits, exact=output["deltas"].dtype == torch.float32)
         return to_images(found, (height, width), sizes)
 
     def scored_boxes(self, output: dict[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:

@@ -85,14 +85,14 @@ def flatten(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
 def unflatten(flat: Mapping[str, np.ndarray], precision: str) -> dict[str, Any]:
     """The heads' raw outputs again, as tensors that share the arrays' memory.
 
-    Logits of a detector that was calculated in bfloat16 are of that type, though engines give all as float32: for a
-    head they say by it how much their order means.
+    Offsets of a detector that was calculated in bfloat16 are of that type again, which engines give as float32: it
+    tells the head what the order of equal scores is worth. Logits are not, for they are many.
     """
     outputs: dict[str, Any] = {}
     for name, value in flat.items():
         task, slash, part = name.partition("/")
         tensor = torch.from_numpy(value)
-        if part == "cls" and precision == "bf16":
+        if part == "deltas" and precision == "bf16":
             tensor = tensor.bfloat16()
         if slash:
             outputs.setdefault(task, {})[part] = tensor
