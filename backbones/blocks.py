@@ -108,15 +108,18 @@ class ConvNormAct(nn.Module):
             half = self.conv.kernel_size[0] // 2
             height, width = x.shape[-2:]
             x = F.pad(x, (half - 1 + width % 2, half, half - 1 + height % 2, half))
-        if kernels.fits_depthwise(x, None, self.conv, self.norm, self.act):
-            return kernels.depthwise(x, None, self.conv, self.norm, self.act)
-        return self.norm_act(self.conv(x))
+        if kernels.fits_pointwise(x, *self.parts()):
+            return kernels.pointwise(x, *self.parts())
+        if kernels.fits_depthwise(x, None, *self.parts()):
+            return kernels.depthwise(x, None, None, *self.parts())
+        x = self.conv(x)
+        return (
+            kernels.norm_act(x, self.norm, self.act) if kernels.fits(x, self.norm, self.act) else self.act(self.norm(x))
+        )
 
-    def norm_act(self, x: Tensor) -> Tensor:
-        """What follows the convolution: [B, outputs, H, W] to the same."""
-        if kernels.fits(x, self.norm, self.act):
-            return kernels.norm_act(x, self.norm, self.act)
-        return self.act(self.norm(x))
+    def parts(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Module]:
+        """In their order."""
+        return self.conv, self.norm, self.act
 
 
 class SqueezeExcite(nn.Module):
@@ -218,18 +221,21 @@ class InvertedResidual(nn.Module):
 
     def _middle(self, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         """What comes before the projection; in training, kernels.py writes out no map of it that no feature needs."""
-        expand, depthwise, before = self.expand, self.depthwise, None
-        if expand is not None and self.training and not (self.taps.get("expand") or depthwise.pads_same):
-            x, before = expand.conv(x), (expand.norm, expand.act)
-        elif expand is not None:
-            x = expand(x)
-        self._leave("expand", x, features)
+        expand, depthwise = self.expand, self.depthwise
+        parts = depthwise.parts()
         gate = None if self.taps.get("depthwise") else self.squeeze_excite
-        parts = depthwise.conv, depthwise.norm, depthwise.act
-        if not depthwise.pads_same and kernels.fits_depthwise(x, before, *parts):
-            y = kernels.depthwise(x, before, *parts, gate)
+        before = None if expand is None or self.taps.get("expand") else (expand.norm, expand.act)
+        fits = not depthwise.pads_same and kernels.fits_depthwise(x, before, *parts)
+        if expand is not None and not (before and fits):
+            x, expand, before = expand(x), None, None
+            self._leave("expand", x, features)
+            fits = not depthwise.pads_same and kernels.fits_depthwise(x, None, *parts)
+        elif expand is not None and not kernels.fits_pointwise(x, *expand.parts()):
+            x, expand = expand.conv(x), None
+        if fits:
+            y = kernels.depthwise(x, None if expand is None else expand.conv, before, *parts, gate)
         else:
-            y, gate = depthwise(x if before is None or expand is None else expand.norm_act(x)), None
+            y, gate = depthwise(x), None
         self._leave("depthwise", y, features)
         return y if self.squeeze_excite is None or gate is not None else self.squeeze_excite(y)
 

@@ -1,4 +1,4 @@
-// Batch norm with its activation, and depthwise convolutions between two of those, forward and backward, in as few
+// Batch norm with its activation, and the 1x1 and depthwise convolutions in front of it, forward and backward, in as few
 // passes over memory as their data allow. kernels.py compiles, loads and calls this; what it computes is torch's, up to
 // rounding.
 //
@@ -26,10 +26,22 @@ template <int LANES> struct Vector {
 
 template <class V> void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
 
-// Calls step(first channel, lanes) over all channels, sixteen at a time and eight at the end.
+// Lanes of a register (of vectors that are wider compilers make slow code), and rows of the tiles of matrix products,
+// whose ROWS x 3 sums stay in registers.
+#if defined __AVX512F__
+constexpr int WIDE = 16, ROWS = 8;
+#elif defined __AVX__
+constexpr int WIDE = 8, ROWS = 4;
+#elif defined __aarch64__
+constexpr int WIDE = 4, ROWS = 8;
+#else
+constexpr int WIDE = 4, ROWS = 4;
+#endif
+
+// Calls step(first channel, lanes) over all channels, a register at a time and eight channels at the end.
 template <class Step> inline void over_channels(long C, Step step) {
     long c = 0;
-    for (; c + 16 <= C; c += 16) step(c, Vector<16>{});
+    for (; c + WIDE <= C; c += WIDE) step(c, Vector<WIDE>{});
     if (c < C) step(c, Vector<8>{});
 }
 
@@ -85,8 +97,9 @@ struct Norm {
 
 namespace {
 
-struct Gate {  // of one image
-    const float *gate, *spread;
+struct Gate {  // of one image, or none
+    const float *gate = nullptr, *spread = nullptr;
+    Gate() = default;
     Gate(const Norm& norm, long n, long C)
         : gate(norm.gates == nullptr ? nullptr : norm.gates + n * C),
           spread(norm.spread == nullptr ? nullptr : norm.spread + n * C) {}
@@ -158,6 +171,30 @@ void finish(const std::vector<Moments>& parts, long C, double eps, double moment
     }
 }
 
+long block_rows(long C) { return std::max(4L, 4096 / C); }  // 16 KiB: half of the fastest cache
+
+void add_rows(const float* x, long first, long end, long C, Moments& moments) {
+    const long step = block_rows(C);
+    std::vector<float> sums(C);
+    for (long start = first; start < end; start += step) {
+        const long count = std::min(step, end - start);
+        const float* block = x + start * C;
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (long r = 0; r < count; r += 4)  // in memory's order, for it is fetched here
+            over_channels(C, [&](long c, auto v) {
+                using V = decltype(v);
+                auto sum = V::load(&sums[c]);
+                for (long i = r; i < std::min(r + 4, count); i++) sum += V::load(block + i * C + c);
+                store(&sums[c], sum);
+            });
+        over_channels(C, [&](long c, auto v) {
+            using V = decltype(v);
+            moments.add<V>(block, count, C, c, V::load(&sums[c]));
+        });
+        moments.rows += double(count);
+    }
+}
+
 struct Side {  // a norm on one side of a convolution, or none
     const Norm* norm;
     std::optional<Affine> affine;
@@ -165,8 +202,6 @@ struct Side {  // a norm on one side of a convolution, or none
         if (norm != nullptr) affine.emplace(*norm, C);
     }
 };
-
-long block_rows(long C) { return std::max(4L, 4096 / C); }  // 16 KiB: half of the fastest cache
 
 template <class Work> void share_out(long count, long threads, Work work) {  // work(thread, first, end)
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
@@ -229,6 +264,17 @@ struct Sums {  // of all threads
     }
 };
 
+// The gradients of a norm's weights, and what that of its input is made of.
+template <int A> NormGradient norm_sums(const float* grad, const float* x, float* to_gamma, float* to_beta, long rows,
+                                        long C, const Norm& norm, const Affine& affine, long threads) {
+    Sums sums(threads, C);
+    share_out(rows, threads, [&](long t, long first, long end) {
+        reduce<A>(grad, x, first, end, C, affine, norm.mean, {}, sums.sums[t].data(), sums.products[t].data());
+    });
+    sums.finish(norm, C, to_gamma, to_beta);
+    return NormGradient(norm, sums.sums[0].data(), sums.products[0].data(), C, double(rows));
+}
+
 template <int A> void norm_gradient(const float* grad, const float* x, float* to_x, long first, long end, long C,
                                     const Affine& affine, const NormGradient& g, const Gate& gate) {
     for (long r = first; r < end; r++)
@@ -262,6 +308,131 @@ void sum_rows(const float* grad, const float* x, long rows, long C, const Affine
             const auto z = activate<A>(V::load(x + r * C + c) * V::load(&affine.scale[c]) + V::load(&affine.shift[c]));
             store(sums + c, V::load(sums + c) + (grad == nullptr ? z : z * V::load(grad + r * C + c)));
         });
+}
+
+// Calls step(first column, vectors, lanes) over all columns, three vectors at a time and what is left at the end.
+template <class Step> inline void over_panels(long columns, Step step) {
+    using Wide = Vector<WIDE>;
+    long c = 0;
+    for (; c + 3 * WIDE <= columns; c += 3 * WIDE) step(c, std::integral_constant<int, 3>{}, Wide{});
+    if (c + 2 * WIDE <= columns) {
+        step(c, std::integral_constant<int, 2>{}, Wide{});
+        c += 2 * WIDE;
+    } else if (c + WIDE <= columns) {
+        step(c, std::integral_constant<int, 1>{}, Wide{});
+        c += WIDE;
+    }
+    if (c < columns) step(c, std::integral_constant<int, 1>{}, Vector<8>{});
+}
+
+// A matrix [inner, columns], whose element (i, c) is at i * step_inner + c * step_column, laid out panel by panel.
+struct Panels {
+    long inner, columns;
+    std::vector<float> data;
+    Panels(const float* matrix, long inner, long columns, long step_inner, long step_column)
+        : inner(inner), columns(columns), data(size_t(inner) * columns) {
+        over_panels(columns, [&](long first, auto vectors, auto v) {
+            const long width = vectors * decltype(v)::lanes;
+            for (long i = 0; i < inner; i++)
+                for (long c = 0; c < width; c++)
+                    data[first * inner + i * width + c] = matrix[i * step_inner + (first + c) * step_column];
+        });
+    }
+};
+
+template <int R, int J, class V>
+inline void product(const float* x, const float* panel, float* y, long inner, long columns) {
+    typename V::type sum[R][J] = {};
+    for (long i = 0; i < inner; i++) {
+        typename V::type w[J];
+        for (int j = 0; j < J; j++) w[j] = V::load(panel + (i * J + j) * V::lanes);
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < J; j++) sum[r][j] += x[r * inner + i] * w[j];
+    }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < J; j++) store(y + r * columns + j * V::lanes, sum[r][j]);
+}
+
+// y [rows, columns] = x [rows, inner] * matrix
+void multiply(const float* x, const Panels& matrix, float* y, long rows) {
+    const long inner = matrix.inner, columns = matrix.columns;
+    over_panels(columns, [&](long c, auto vectors, auto v) {
+        using V = decltype(v);
+        const float* panel = &matrix.data[c * inner];
+        long r = 0;
+        for (; r + ROWS <= rows; r += ROWS)
+            product<ROWS, vectors, V>(x + r * inner, panel, y + r * columns + c, inner, columns);
+        for (; r < rows; r++) product<1, vectors, V>(x + r * inner, panel, y + r * columns + c, inner, columns);
+    });
+}
+
+template <int J, class V>
+inline void correlate(const float* a, const float* b, float* to, long rows, long A, long B) {
+    typename V::type sum[ROWS][J] = {};
+    for (long r = 0; r < rows; r++) {
+        typename V::type value[J];
+        for (int j = 0; j < J; j++) value[j] = V::load(b + r * B + j * V::lanes);
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < J; j++) sum[i][j] += a[r * A + i] * value[j];
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < J; j++) {
+            float* at = to + i * B + j * V::lanes;
+            store(at, V::load(at) + sum[i][j]);
+        }
+}
+
+// to [A, B] += a [rows, A] transposed * b [rows, B]
+void add_products(const float* a, const float* b, float* to, long rows, long A, long B) {
+    over_panels(B, [&](long c, auto vectors, auto v) {
+        for (long i = 0; i < A; i += ROWS)
+            correlate<vectors, decltype(v)>(a + i, b + c, to + i * B + c, rows, A, B);
+    });
+}
+
+long rows_at_once(long C, long O) { return std::clamp(32768 / (C + O) / 8 * 8, 32L, 512L); }  // 128 KiB of both
+
+}  // namespace
+
+extern "C" {
+// A 1x1 convolution from C channels of x to those of a norm, and where the gradients go; to_x may be null.
+struct Pointwise {
+    const float *x, *weight;
+    float *to_x, *to_weight;
+    long C;
+};
+}
+
+namespace {
+
+// The gradients of a 1x1 convolution whose result y [rows, O] went through a norm; what the norm's gradient is made of
+// is known. Block by block, so that the gradient of y is never written out.
+template <int A> void pointwise_gradient(const float* grad, const float* y, long rows, long O, const Affine& affine,
+                                         const NormGradient& gradient, const Pointwise& conv, long threads) {
+    const long C = conv.C;
+    const bool wider = O > C;  // the wider side lies in vectors
+    const Panels back(conv.weight, O, C, C, 1);
+    std::vector<std::vector<float>> weights(threads, std::vector<float>(size_t(O) * C));
+    share_out(rows, threads, [&](long t, long first, long end) {
+        const long step = rows_at_once(C, O);
+        std::vector<float> block(step * O);
+        for (long start = first; start < end; start += step) {
+            const long count = std::min(step, end - start);
+            const float* x = conv.x + start * C;
+            norm_gradient<A>(grad + start * O, y + start * O, block.data(), 0, count, O, affine, gradient, {});
+            if (conv.to_x != nullptr) multiply(block.data(), back, conv.to_x + start * C, count);
+            if (wider)
+                add_products(x, block.data(), weights[t].data(), count, C, O);
+            else
+                add_products(block.data(), x, weights[t].data(), count, O, C);
+        }
+    });
+    for (long o = 0; o < O; o++)
+        for (long c = 0; c < C; c++) {
+            float sum = 0;
+            for (const auto& part : weights) sum += part[wider ? c * O + o : o * C + c];
+            conv.to_weight[o * C + c] = sum;
+        }
 }
 
 // The last K rows of a map, padded with zeros on both sides.
@@ -489,28 +660,24 @@ extern "C" {
 void moments(const float* x, long rows, long C, double eps, double momentum, float* running_mean, float* running_var,
              float* mean, float* invstd, long threads) {
     std::vector<Moments> parts(threads, Moments(C));
+    share_out(rows, threads, [&](long t, long first, long end) { add_rows(x, first, end, C, parts[t]); });
+    finish(parts, C, eps, momentum, running_mean, running_var, mean, invstd);
+}
+
+// y [rows, O] = x [rows, C] * weight [O, C] transposed; the moments of y as `moments` gives them.
+void pointwise(const float* x, const float* weight, float* y, long rows, long C, long O, double eps, double momentum,
+               float* running_mean, float* running_var, float* mean, float* invstd, long threads) {
+    const Panels panels(weight, C, O, 1, C);
+    std::vector<Moments> parts(threads, Moments(O));
     share_out(rows, threads, [&](long t, long first, long end) {
-        const long step = block_rows(C);
-        std::vector<float> sums(C);
+        const long step = rows_at_once(C, O);
         for (long start = first; start < end; start += step) {
-            const long count = std::min(step, end - start);
-            const float* block = x + start * C;
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            for (long r = 0; r < count; r += 4)  // in memory's order, for it is fetched here
-                over_channels(C, [&](long c, auto v) {
-                    using V = decltype(v);
-                    auto sum = V::load(&sums[c]);
-                    for (long i = r; i < std::min(r + 4, count); i++) sum += V::load(block + i * C + c);
-                    store(&sums[c], sum);
-                });
-            over_channels(C, [&](long c, auto v) {
-                using V = decltype(v);
-                parts[t].add<V>(block, count, C, c, V::load(&sums[c]));
-            });
-            parts[t].rows += double(count);
+            const long stop = std::min(end, start + step);
+            multiply(x + start * C, panels, y + start * O, stop - start);
+            add_rows(y, start, stop, O, parts[t]);
         }
     });
-    finish(parts, C, eps, momentum, running_mean, running_var, mean, invstd);
+    finish(parts, O, eps, momentum, running_mean, running_var, mean, invstd);
 }
 
 // y = activation(norm(x)), scaled by the gates of each of the N images.
@@ -544,19 +711,21 @@ void sum_images(const float* grad, const float* x, float* sums, long N, long row
 void apply_backward(const float* grad, const float* x, float* to_x, float* to_gamma, float* to_beta, long rows, long C,
                     const Norm* norm, long threads) {
     const Affine affine(*norm, C);
-    const Gate none(*norm, 0, C);
-    Sums sums(threads, C);
-    share_out(rows, threads, [&](long t, long first, long end) {
-        with(norm->activation, [&](auto a) {
-            reduce<a>(grad, x, first, end, C, affine, norm->mean, none, sums.sums[t].data(), sums.products[t].data());
+    with(norm->activation, [&](auto a) {
+        const NormGradient gradient = norm_sums<a>(grad, x, to_gamma, to_beta, rows, C, *norm, affine, threads);
+        share_out(rows, threads, [&](long, long first, long end) {
+            norm_gradient<a>(grad, x, to_x, first, end, C, affine, gradient, {});
         });
     });
-    sums.finish(*norm, C, to_gamma, to_beta);
-    const NormGradient gradient(*norm, sums.sums[0].data(), sums.products[0].data(), C, double(rows));
-    share_out(rows, threads, [&](long, long first, long end) {
-        with(norm->activation, [&](auto a) {
-            norm_gradient<a>(grad, x, to_x, first, end, C, affine, gradient, none);
-        });
+}
+
+// The gradients of apply(pointwise(x)), given that of its result; y is what `pointwise` gave.
+void pointwise_backward(const float* grad, const float* y, float* to_gamma, float* to_beta, long rows, long O,
+                        const Norm* norm, const Pointwise* conv, long threads) {
+    const Affine affine(*norm, O);
+    with(norm->activation, [&](auto a) {
+        const NormGradient gradient = norm_sums<a>(grad, y, to_gamma, to_beta, rows, O, *norm, affine, threads);
+        pointwise_gradient<a>(grad, y, rows, O, affine, gradient, *conv, threads);
     });
 }
 
@@ -575,10 +744,12 @@ void depthwise(const float* x, const Norm* norm, const float* weight, float* y, 
 }
 
 // The gradients of apply(depthwise(apply(x))), given that of its result; y is what `depthwise` gave. Only the outer
-// apply may have gates.
+// apply may have gates. Unless expand is null, x is what that 1x1 convolution gave: the gradients are its own, and to_x
+// is scratch.
 void depthwise_backward(const float* grad, const float* x, const Norm* in, const float* weight, const float* y,
                         const Norm* out, float* to_x, float* to_in_gamma, float* to_in_beta, float* to_weight,
-                        float* to_out_gamma, float* to_out_beta, const Geometry* g, long threads) {
+                        float* to_out_gamma, float* to_out_beta, const Geometry* g, const Pointwise* expand,
+                        long threads) {
     const long C = g->C, taps = g->K * g->K, in_rows = g->N * g->H * g->W, rows = g->OH * g->OW;
     const Side before(in, C), after(out, C);
     Sums in_sums(threads, C), out_sums(threads, C);
@@ -609,8 +780,10 @@ void depthwise_backward(const float* grad, const float* x, const Norm* in, const
     if (in == nullptr) return;
     in_sums.finish(*in, C, to_in_gamma, to_in_beta);
     const NormGradient rest(*in, in_sums.sums[0].data(), in_sums.products[0].data(), C, double(in_rows));
-    share_out(in_rows, threads, [&](long, long first, long end) {  // to_x is that before the activation already
-        norm_gradient<NONE>(to_x, x, to_x, first, end, C, *before.affine, rest, Gate(*in, 0, C));
+    if (expand != nullptr)  // to_x is that before the activation already
+        return pointwise_gradient<NONE>(to_x, x, in_rows, C, *before.affine, rest, *expand, threads);
+    share_out(in_rows, threads, [&](long, long first, long end) {
+        norm_gradient<NONE>(to_x, x, to_x, first, end, C, *before.affine, rest, {});
     });
 }
 

@@ -1,7 +1,8 @@
-"""Faster training on a CPU: batch norm with its activation, and depthwise convolutions between two of those, in C++.
+"""Faster training on a CPU: batch norm with its activation, and the 1x1 and depthwise convolutions around it, in C++.
 
 torch's operators pass over memory 14 times for a depthwise convolution with a batch norm and an activation on either
-side, and 20 times for its gradients; these do it in 5 and 9, and convolve faster. What they compute is the same, up to
+side, and 20 times for its gradients; these do it in 5 and 9, and convolve faster. A 1x1 convolution counts its norm's
+moments as it goes, and takes its norm's gradient without that being written out. What they compute is the same, up to
 rounding. ``compiled.py`` compiles ``kernels.cpp`` for this machine; where it cannot, or with ``KERNELS=0`` in the
 environment, torch's operators do the work.
 """
@@ -24,6 +25,9 @@ ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.ReLU6:
 """The numbers that ``kernels.cpp`` knows them by."""
 LANES = 8
 """Channels are taken by this many."""
+MOST_WEIGHTS = 100_000
+"""Of a 1x1 convolution: these stay in a cache. With more torch is faster (on Zen 4 by 5 % with 512 x 512, by a quarter
+with 1024 x 1024)."""
 NormAct = tuple[nn.BatchNorm2d, nn.Module]
 
 
@@ -63,6 +67,19 @@ def fits(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
     )
 
 
+def fits_pointwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
+    """Whether ``pointwise`` can stand for ``act(norm(conv(x)))``."""
+    return (
+        conv.kernel_size == conv.stride == (1, 1)
+        and conv.groups == 1
+        and conv.padding == (0, 0)
+        and conv.bias is None
+        and conv.out_channels % LANES == 0
+        and conv.weight.numel() <= MOST_WEIGHTS
+        and fits(x, norm, act)
+    )
+
+
 def fits_depthwise(x: Tensor, before: NormAct | None, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> bool:
     """Whether ``depthwise`` can stand for ``act(norm(conv(before(x))))``; its threads share out the images."""
     return (
@@ -72,6 +89,7 @@ def fits_depthwise(x: Tensor, before: NormAct | None, conv: nn.Conv2d, norm: nn.
         and conv.dilation == (1, 1)
         and conv.padding in ((0, 0), (conv.kernel_size[0] // 2,) * 2)
         and conv.bias is None
+        and conv.in_channels % LANES == 0
         and min(x.shape[2:]) + 2 * int(conv.padding[0]) >= conv.kernel_size[0]
         and x.shape[0] >= torch.get_num_threads()
         and fits(x, norm, act)
@@ -93,28 +111,45 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module) -> Tensor:
     return out
 
 
+def pointwise(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module) -> Tensor:
+    """``act(norm(conv(x)))``.
+
+    Args:
+        x: [B, C, H, W], as ``fits_pointwise`` wants it.
+        conv: 1x1, to O channels.
+        norm, act: behind it.
+    Returns:
+        [B, O, H, W].
+    """
+    out: Tensor = PointwiseBatchNormAct.apply(x, conv.weight, norm.weight, norm.bias, Statistics.of(norm, act))
+    return out
+
+
 def depthwise(
     x: Tensor,
+    expand: nn.Conv2d | None,
     before: NormAct | None,
     conv: nn.Conv2d,
     norm: nn.BatchNorm2d,
     act: nn.Module,
     gate: Gate | None = None,
 ) -> Tensor:
-    """``z * gates(means of z)`` of ``z = act(norm(conv(before(x))))``; only the result is written out, and conv's own.
+    """``z * gates(means of z)`` of ``z = act(norm(conv(before(expand(x)))))``; written out are only the result, and
+    what the convolutions give.
 
     Args:
-        x: [B, C, H, W], as ``fits_depthwise`` wants it.
+        x: [B, C, H, W], as ``fits_depthwise`` wants it, and ``fits_pointwise`` where there is ``expand``.
+        expand: a 1x1 convolution, then C is what it takes; None: ``before`` sees ``x``.
         before: a batch norm and an activation in front of the convolution; None: it sees ``x``.
         conv: depthwise.
         norm, act: behind the convolution.
         gate: squeeze-excite; None: z is the result.
     Returns:
-        [B, C, ceil(H / stride), ceil(W / stride)] at the padding of half the kernel.
+        [B, channels of conv, ceil(H / stride), ceil(W / stride)] at the padding of half the kernel.
     """
-    parts: tuple[Any, ...] = (None, None, None)
+    parts: tuple[Any, ...] = (None if expand is None else expand.weight, None, None, None)
     if before is not None:
-        parts = (before[0].weight, before[0].bias, Statistics.of(*before))
+        parts = (parts[0], before[0].weight, before[0].bias, Statistics.of(*before))
     parts += (conv, conv.weight, norm.weight, norm.bias, Statistics.of(norm, act), gate)
     out: Tensor = DepthwiseBatchNormAct.apply(x, *parts, *(() if gate is None else gate.parameters()))
     return out
@@ -158,6 +193,18 @@ class _Norm(ctypes.Structure):
         return cls(*(each.data_ptr() for each in tensors), activation, *(each.data_ptr() for each in gates))
 
 
+class _Pointwise(ctypes.Structure):
+    """``Pointwise`` of kernels.cpp; whoever makes one keeps its tensors alive."""
+
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("x", "weight", "to_x", "to_weight")), ("C", ctypes.c_long))
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, to_x: Tensor | None, to_weight: Tensor) -> _Pointwise:
+        return cls(
+            x.data_ptr(), weight.data_ptr(), None if to_x is None else to_x.data_ptr(), to_weight.data_ptr(), x.shape[1]
+        )
+
+
 class _Geometry(ctypes.Structure):
     """``Geometry`` of kernels.cpp."""
 
@@ -194,6 +241,40 @@ class BatchNormAct(torch.autograd.Function):
         return *to, None
 
 
+def _multiply(x: Tensor, weight: Tensor, statistics: Statistics, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A 1x1 convolution's result, its channels' means and 1 / sqrt(variance + eps)."""
+    outputs, inputs = weight.shape[:2]
+    y = torch.empty((x.shape[0], outputs, *x.shape[2:]), memory_format=torch.channels_last)
+    moments = torch.empty(outputs), torch.empty(outputs)
+    _call("pointwise", x, weight, y, x.numel() // inputs, inputs, outputs, *statistics.moving(), *moments, threads)
+    return y, *moments
+
+
+class PointwiseBatchNormAct(torch.autograd.Function):
+    """``pointwise`` and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, statistics: Statistics) -> Tensor:
+        ctx.activation, ctx.threads = statistics.activation, torch.get_num_threads()
+        y, *moments = _multiply(x, weight, statistics, ctx.threads)
+        norm, z = (gamma, beta, *moments), torch.empty_like(y)
+        ctx.shape = y.numel() // y.shape[1], y.shape[1]
+        _call("apply", y, z, 1, *ctx.shape, _Norm.of(norm, ctx.activation), ctx.threads)
+        ctx.save_for_backward(x, weight, y, *norm)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y, *norm = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_weight, *to_norm = (torch.empty_like(each) for each in (weight, *norm[:2]))
+        conv = _Pointwise.of(x, weight, to_x, to_weight)
+        _call("pointwise_backward", grad, y, *to_norm, *ctx.shape, _Norm.of(norm, ctx.activation), conv, ctx.threads)
+        return to_x, to_weight, *to_norm, None
+
+
 class DepthwiseBatchNormAct(torch.autograd.Function):
     """``depthwise`` and its gradients; keeps the maps before both norms and computes again what came of them."""
 
@@ -201,6 +282,7 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        expand: Tensor | None,
         gamma_before: Tensor | None,
         beta_before: Tensor | None,
         before: Statistics | None,
@@ -212,16 +294,21 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
         gate: Gate | None,
         *gate_weights: Tensor,
     ) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, channels, height, width = x.shape[0], conv.in_channels, *x.shape[2:]
         kernel, stride, pad = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         sides = [(side + 2 * pad - kernel) // stride + 1 for side in (height, width)]
         ctx.geometry = _Geometry(batch, height, width, channels, kernel, stride, pad, *sides)
         ctx.activations = before and before.activation, after.activation
         ctx.gate, ctx.threads = gate, torch.get_num_threads()
         first: tuple[Tensor, ...] = ()
+        expanded: tuple[Tensor, ...] = () if expand is None else (x, expand)
         if gamma_before is not None and beta_before is not None and before is not None:
-            first = gamma_before, beta_before, torch.empty(channels), torch.empty(channels)
-            _call("moments", x, batch * height * width, channels, *before.moving(), *first[2:], ctx.threads)
+            if expand is None:
+                moments: list[Tensor] = [torch.empty(channels), torch.empty(channels)]
+                _call("moments", x, batch * height * width, channels, *before.moving(), *moments, ctx.threads)
+            else:
+                x, *moments = _multiply(x, expand, before, ctx.threads)
+            first = gamma_before, beta_before, *moments
         norm_before = _Norm.of(first, ctx.activations[0]) if first else None
         y = torch.empty((batch, channels, *sides), memory_format=torch.channels_last)
         second, z = (gamma, beta, torch.empty(channels), torch.empty(channels)), torch.empty_like(y)
@@ -235,18 +322,27 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
             gates = means.div_(ctx.shape[1]), gate.gates(means)
             norm_after = _Norm.of(second, after.activation, gates[1])
         _call("apply", y, z, *ctx.shape, norm_after, ctx.threads)
-        ctx.save_for_backward(x, weight, y, *second, *first, *gates, *gate_weights)
-        ctx.norms = len(first)
+        ctx.save_for_backward(x, weight, y, *second, *first, *expanded, *gates, *gate_weights)
+        ctx.parts = len(first), len(expanded)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y, *rest = ctx.saved_tensors
-        second, first, gated = rest[:4], rest[4 : 4 + ctx.norms], rest[4 + ctx.norms :]
+        second, rest = rest[:4], rest[4:]
+        first, rest = rest[: ctx.parts[0]], rest[ctx.parts[0] :]
+        expanded, gated = rest[: ctx.parts[1]], rest[ctx.parts[1] :]
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         to_x, to_weight, *to_second = (torch.empty_like(each) for each in (x, weight, *second[:2]))
         to_first = [torch.empty_like(each) for each in first[:2]] if first else [None, None]
+        to_expand: Tensor | None = None
+        to_input: Tensor | None = to_x
+        expand = None
+        if expanded:
+            to_input = torch.empty_like(expanded[0]) if ctx.needs_input_grad[0] else None
+            to_expand = torch.empty_like(expanded[1])
+            expand = _Pointwise.of(expanded[0], expanded[1], to_input, to_expand)
         norm_before = _Norm.of(first, ctx.activations[0]) if first else None
         norm_after, to_gate = _Norm.of(second, ctx.activations[1]), []
         if gated:
@@ -262,6 +358,6 @@ class DepthwiseBatchNormAct(torch.autograd.Function):
         _call(
             "depthwise_backward",
             *(grad, x, norm_before, weight, y, norm_after),
-            *(to_x, *to_first, to_weight, *to_second, ctx.geometry, ctx.threads),
+            *(to_x, *to_first, to_weight, *to_second, ctx.geometry, expand, ctx.threads),
         )
-        return to_x, *to_first, None, None, to_weight, *to_second, None, None, *to_gate
+        return to_input, to_expand, *to_first, None, None, to_weight, *to_second, None, None, *to_gate

@@ -28,7 +28,7 @@ def hard_negative_loss(logits: Tensor, labels: Tensor, negatives: float) -> Tens
     with torch.no_grad():  # only a few anchors in a hundred get a gradient: choose first, differentiate then
         wanted = (negatives * positive.sum(1)).ceil()
         most = min(int(wanted.max()), count)
-        background = logits.logsumexp(dim=2) - logits[..., 0]  # cross-entropy with class 0
+        background = -logits.log_softmax(dim=2)[..., 0]  # half the time of logsumexp
         hardness, index = background.masked_fill_(positive, -torch.inf).topk(most, dim=1, sorted=True)
         hard = (torch.arange(most, device=labels.device) < wanted[:, None]) & (hardness > -torch.inf)
         chosen = (positive | torch.zeros_like(positive).scatter_(1, index, hard)).flatten().nonzero().squeeze(1)
