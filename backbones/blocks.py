@@ -228,10 +228,10 @@ class InvertedResidual(nn.Module):
         fits = not depthwise.pads_same and kernels.fits_depthwise(x, before, *parts)
         if expand is not None and not (before and fits):
             x, expand, before = expand(x), None, None
-            self._leave("expand", x, features)
             fits = not depthwise.pads_same and kernels.fits_depthwise(x, None, *parts)
         elif expand is not None and not kernels.fits_pointwise(x, *expand.parts()):
             x, expand = expand.conv(x), None
+        self._leave("expand", x, features)  # where it is asked for, x is the expansion's result, or the block's input
         if fits:
             y = kernels.depthwise(x, None if expand is None else expand.conv, before, *parts, gate)
         else:

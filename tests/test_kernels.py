@@ -98,7 +98,7 @@ def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(8, 8), (16, 64), (24, 72), (40, 240), (48, 24), (72, 40), (112, 56), (672, 112), (8, 32)]
 )
-@pytest.mark.parametrize("shape", [(5, 1, 2), (3, 5, 7), (4, 23, 29)])
+@pytest.mark.parametrize("shape", [(5, 1, 2), (4, 23, 29)])
 def test_1x1_convolutions_are_torchs(
     act: str, inputs: int, outputs: int, shape: tuple[int, int, int], threads: int, registers: None
 ) -> None:
@@ -149,7 +149,7 @@ def test_an_input_that_needs_no_gradient_gets_none(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_depthwise_convolutions_are_torchs(
-    act: str, kernel: int, stride: int, size: tuple[int, int], before: bool, padded: bool, threads: int, registers: None
+    act: str, kernel: int, stride: int, size: tuple[int, int], before: bool, padded: bool, threads: int
 ) -> None:
     torch.manual_seed(0)
     pad, extra = (kernel // 2, 0) if padded else (0, kernel - 1)
@@ -168,7 +168,7 @@ def test_depthwise_convolutions_are_torchs(
 @needs_compiler
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gates_are_squeeze_excites(stride: int, frozen: bool, threads: int) -> None:
+def test_gates_are_squeeze_excites(stride: int, frozen: bool, threads: int, registers: None) -> None:
     torch.manual_seed(0)
     first, second, gate = trained(nn.BatchNorm2d(24)), trained(nn.BatchNorm2d(24)), SqueezeExcite(24, 8)
     conv = nn.Conv2d(24, 24, 3, stride, 1, groups=24, bias=False)
