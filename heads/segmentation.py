@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from backbones.compiled import call, library
 from heads import Size
+
+SOURCE = Path(__file__).with_name("segmentation.cpp")
+FLAGS = ("-ffp-contract=off",)
+"""Beside those of ``compiled``: pixels are rounded as torch rounds them."""
 
 IGNORE = 255
 """The value of a mask's pixels that count in no loss."""
@@ -165,6 +171,14 @@ def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
     if torch.compiler.is_compiling():  # exporters know these operators
         wide = (F.interpolate(low[None], size=size, mode="bilinear", align_corners=False)[0] for low, size in pairs)
         return [full.argmax(0).to(torch.uint8) for full in wide]
+    if logits.device.type == "cpu" and (compiled := library(SOURCE, *FLAGS)[0]) is not None:
+        maps = []
+        for low, size in pairs:
+            maps.append(torch.empty(size, dtype=torch.uint8))
+            call(
+                compiled, "class_map", low.detach(), *low.shape, *low.stride(), maps[-1], *size, torch.get_num_threads()
+            )
+        return maps
     return [_class_map(low.permute(1, 2, 0).contiguous(), size) for low, size in pairs]
 
 

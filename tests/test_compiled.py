@@ -12,9 +12,10 @@ import pytest
 
 from backbones import compiled, kernels
 from backbones.compiled import library
-from heads import detections
+from heads import detections, segmentation
 
-SOURCES = {"kernels": (kernels.SOURCE,), "detections": (detections.SOURCE, *detections.FLAGS)}
+SOURCES = {"kernels": (kernels.SOURCE,), "detections": (detections.SOURCE, *detections.FLAGS),
+           "segmentation": (segmentation.SOURCE, *segmentation.FLAGS)}  # fmt: skip
 SMALL = SOURCES["detections"]
 needs_compiler = pytest.mark.skipif(library(*SMALL)[0] is None, reason=library(*SMALL)[1])
 

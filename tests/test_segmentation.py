@@ -13,6 +13,15 @@ from heads.fcn import FCN
 from heads.segmentation import class_maps, class_weight_tensor, pixel_loss, rename_head
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class maps by ``segmentation.cpp``, and by torch's operators."""
+    if request.param == "torch":
+        monkeypatch.setattr(segmentation, "library", lambda *_: (None, ""))
+    elif segmentation.library(segmentation.SOURCE, *segmentation.FLAGS)[0] is None:
+        pytest.skip("no C++ compiler")
+
+
 def batch(size: tuple[int, int], k: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(3, k, 7, 9, generator=generator)
@@ -115,7 +124,7 @@ def test_loss_names_values_outside_the_classes(value: int) -> None:
         pixel_loss(logits, mask, torch.ones(5))
 
 
-def test_class_maps_are_the_argmax_of_the_upsampled_logits() -> None:
+def test_class_maps_are_the_argmax_of_the_upsampled_logits(way: None) -> None:
     logits, _ = batch((1, 1))
     sizes = [(30, 41), (7, 9), (4, 100)]
     maps = class_maps(logits.detach(), sizes)
@@ -125,7 +134,7 @@ def test_class_maps_are_the_argmax_of_the_upsampled_logits() -> None:
         assert torch.equal(found.long(), full[0].argmax(0))
 
 
-def test_class_maps_give_the_lower_class_of_equal_logits() -> None:
+def test_class_maps_give_the_lower_class_of_equal_logits(way: None) -> None:
     (found,) = class_maps(torch.zeros(1, 4, 3, 3), [(6, 6)])
     assert not found.any()
 
@@ -150,7 +159,7 @@ def test_another_heads_checkpoint_is_refused() -> None:
 @pytest.mark.parametrize("size", [(301, 203), (64, 96), (9, 7), (5, 40), (4, 3), (1, 1)])
 @pytest.mark.parametrize("scale", [1, 3])
 def test_class_maps_settle_cells_as_full_upsampling_does(
-    size: tuple[int, int], scale: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], scale: int, way: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.randn(2, 5, 9 // scale, 7 // scale, generator=torch.Generator().manual_seed(0))
     logits = F.interpolate(logits, size=(9, 7), mode="bicubic")  # smooth: most neighbours agree
@@ -165,13 +174,13 @@ def test_class_maps_settle_cells_as_full_upsampling_does(
         assert wrong.float().mean() < 1e-2
 
 
-def test_class_maps_of_logits_in_training() -> None:
+def test_class_maps_of_logits_in_training(way: None) -> None:
     logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (found,) = class_maps(logits, [(16, 16)])
     assert torch.equal(found, class_maps(logits.detach(), [(16, 16)])[0])
 
 
-def test_a_class_that_wins_at_no_logit_can_win_between_them() -> None:
+def test_a_class_that_wins_at_no_logit_can_win_between_them(way: None) -> None:
     logits = torch.tensor([[[[9.0, 0.0]], [[0.0, 9.0]], [[8.0, 8.0]]]])
     (found,) = class_maps(logits, [(1, 16)])
     assert found.unique().tolist() == [0, 1, 2]
