@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tasks.data import augment
+from tasks.data import augment, colour
 from tasks.data.augment import Augmentation
 from tasks.data.colour import Photometric, hue_matrix
 from tasks.data.mix import Mix, mix_labels, mixup
@@ -312,6 +312,24 @@ def test_a_third_of_a_turn_equals_torchvisions_exactly(turn: float) -> None:
     image = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
     ours = torch.einsum("ij,jhw->ihw", hue_matrix(turn), image.double())
     assert (ours - F.adjust_hue(image, turn).double()).abs().max() <= 1
+
+
+def test_compiled_colour_is_torchs_in_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    if colour.library(colour.SOURCE)[0] is None:
+        pytest.skip("no C++ compiler")
+    pixels = torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    matrix = torch.tensor(
+        [[1.4871, -0.4123, 0.1017, -20.3], [0.1093, 0.9041, 0.2011, 3.1], [-0.3019, 0.2003, 0.7117, 60.7]]
+    )
+    last = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for image in (pixels, last, last[:, 2:, 3:], pixels.flip(2), pixels[:, :1, :1]):
+        found = colour.channel_means(image), colour.mapped(image, matrix)
+        with monkeypatch.context() as patch:
+            patch.setattr(colour, "library", lambda *_: (None, ""))
+            means, mapped = colour.channel_means(image), colour.mapped(image, matrix)
+        torch.testing.assert_close(found[0], means, rtol=1e-6, atol=1e-6)
+        assert (found[1].int() - mapped.int()).abs().max() <= 1
+        assert (found[1] == mapped).float().mean() > 0.999
 
 
 def test_colour_leaves_grey_alone_and_permutes() -> None:

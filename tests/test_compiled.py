@@ -13,9 +13,11 @@ import pytest
 from backbones import compiled, kernels
 from backbones.compiled import library
 from heads import detections, segmentation
+from tasks.data import colour
 
 SOURCES = {"kernels": (kernels.SOURCE,), "detections": (detections.SOURCE, *detections.FLAGS),
-           "segmentation": (segmentation.SOURCE, *segmentation.FLAGS)}  # fmt: skip
+           "segmentation": (segmentation.SOURCE, *segmentation.FLAGS),
+           "colour": (colour.SOURCE,)}  # fmt: skip
 SMALL = SOURCES["detections"]
 needs_compiler = pytest.mark.skipif(library(*SMALL)[0] is None, reason=library(*SMALL)[1])
 

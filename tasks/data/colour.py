@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from backbones.compiled import call, library
+
+SOURCE = Path(__file__).with_name("colour.cpp")
 GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device="cpu")
 """RGB's share in luma (ITU-R BT.601); on the CPU even if first imported under another default device."""
 
@@ -59,8 +63,7 @@ class Photometric:
         brightness, contrast, saturation, hue = (
             amount * (2 * u - 1) if chosen else 0.0 for amount, u, chosen in zip(amounts, draw[5:9], on, strict=True)
         )
-        flat = image.reshape(3, -1).float()
-        mean = flat.mean(1).double()
+        mean = channel_means(image)
         matrix = torch.eye(3, dtype=torch.float64) * (1 + brightness)
         colour = hue_matrix(hue) @ saturation_matrix(1 + saturation)
         if draw[9] < 0.5:  # contrast before colour or after it: SSD draws the order
@@ -71,8 +74,40 @@ class Photometric:
         if shuffle:
             order = torch.randperm(3)
             matrix, offset = matrix[order], offset[order]
-        changed = torch.addmm(offset.float()[:, None] + 0.5, matrix.float(), flat)  # + 0.5: the cast below truncates
+        return mapped(image, torch.cat((matrix, offset[:, None]), dim=1).float())
+
+
+def channel_means(image: Tensor) -> Tensor:
+    """[3] float64, of an image [3, H, W] uint8."""
+    if (compiled := library(SOURCE)[0]) is None or not is_flat(image):
+        return image.reshape(3, -1).float().mean(1).double()
+    pixels = image[0].numel()
+    sums = torch.empty(3, dtype=torch.float64)
+    call(compiled, "sums", image, pixels, image.stride(0), image.stride(2), sums)
+    return sums.div_(pixels)
+
+
+def mapped(image: Tensor, matrix: Tensor) -> Tensor:
+    """Each pixel by an affine map.
+
+    Args:
+        image: [3, H, W] uint8.
+        matrix: [3, 4] float32, applied to (R, G, B, 1) in 0 ... 255.
+    Returns:
+        [3, H, W] uint8, rounded and held to 0 ... 255.
+    """
+    if (compiled := library(SOURCE)[0]) is None or not is_flat(image):
+        flat = image.reshape(3, -1).float()
+        changed = torch.addmm(matrix[:, 3:] + 0.5, matrix[:, :3], flat)  # + 0.5: the cast below truncates
         return changed.clamp_(0, 255).to(torch.uint8).view(image.shape)
+    out = torch.empty(image.shape, dtype=torch.uint8)
+    call(compiled, "change", image, image[0].numel(), image.stride(0), image.stride(2), matrix.contiguous(), out)
+    return out
+
+
+def is_flat(image: Tensor) -> bool:
+    """Whether one step leads from every pixel to the next, also from row to row."""
+    return image.device.type == "cpu" and image.stride(1) == image.shape[2] * image.stride(2)
 
 
 def saturation_matrix(factor: float) -> Tensor:
