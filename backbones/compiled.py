@@ -36,7 +36,7 @@ def library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str]:
         return None, "torch's operators (KERNELS=0)"
     compiler = shutil.which("c++") or shutil.which("g++")
     if sys.platform != "linux" or compiler is None:
-        return None, "torch's operators; with Linux and a C++ compiler (g++) a CPU trains up to a third faster"
+        return None, "torch's operators; with Linux and a C++ compiler (g++) a step takes a third less"
     try:
         start = time.perf_counter()
         command = (compiler, *FLAGS, *flags)
