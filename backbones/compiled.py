@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import operator
 import os
 import shutil
 import subprocess
@@ -78,7 +79,7 @@ def call(found: ctypes.CDLL, function: str, *args: Tensor | ctypes.Structure | f
     Args:
         found: of ``library``.
         function: gives nothing back.
-        args: tensors and structures go by address, None as a null pointer, whole numbers as long, others as double.
+        args: tensors and structures go by address, None as a null pointer, floats as double, whole numbers as long.
     """
     converted: list[Any] = []
     for arg in args:
@@ -86,8 +87,8 @@ def call(found: ctypes.CDLL, function: str, *args: Tensor | ctypes.Structure | f
             converted.append(ctypes.c_void_p(arg.data_ptr()))
         elif isinstance(arg, ctypes.Structure):
             converted.append(ctypes.byref(arg))
-        elif isinstance(arg, int):
-            converted.append(ctypes.c_long(arg))
+        elif isinstance(arg, float):
+            converted.append(ctypes.c_double(arg))
         else:
-            converted.append(arg if arg is None else ctypes.c_double(arg))
+            converted.append(arg if arg is None else ctypes.c_long(operator.index(arg)))
     getattr(found, function)(*converted)

@@ -95,7 +95,7 @@ def test_wheel_holds_every_module_and_yaml(tmp_path: Path) -> None:
         str(path.relative_to(ROOT))
         for folder in ("backbones", "heads", "tasks", "conf")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".css", ".js")
+        if path.suffix in (".py", ".cpp", ".yaml", ".css", ".js")
     }
     assert wanted <= names
     assert not [name for name in names if name.startswith("tests")]
