@@ -113,12 +113,12 @@ class ConvNormAct(nn.Module):
         if kernels.fits_depthwise(x, None, *self.parts()):
             return kernels.depthwise(x, None, None, *self.parts())
         x = self.conv(x)
-        return (
-            kernels.norm_act(x, self.norm, self.act) if kernels.fits(x, self.norm, self.act) else self.act(self.norm(x))
-        )
+        if kernels.fits(x, self.norm, self.act):
+            return kernels.norm_act(x, self.norm, self.act)
+        return self.act(self.norm(x))
 
     def parts(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Module]:
-        """In their order."""
+        """Convolution, batch norm and activation, as the kernels take them."""
         return self.conv, self.norm, self.act
 
 

@@ -22,6 +22,10 @@ from backbones import cache_folder
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
 
+EXACT = "-ffp-contract=off"
+"""A flag beside those, for what is to be rounded as torch's operators round it: no fused multiply-adds."""
+
+
 @functools.cache
 def library(source: Path, *flags: str) -> tuple[ctypes.CDLL | None, str]:
     """A compiled file, and what is to be said about it.

@@ -1,4 +1,4 @@
-// Batch norm with its activation, and the 1x1 and depthwise convolutions in front of it, forward and backward, in as few
+// Batch norm with its activation, and 1x1 and depthwise convolutions in front of it, forward and backward, in as few
 // passes over memory as their data allow. kernels.py compiles, loads and calls this; what it computes is torch's, up to
 // rounding.
 //

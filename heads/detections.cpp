@@ -113,7 +113,7 @@ struct Found {
     int64_t* labels;
 };
 
-// One image. Returns how many detections it has; `clear`: whether equal scores leave no doubt about torchvision's order.
+// One image. Returns how many detections it has; `clear`: whether equal scores leave torchvision's order beyond doubt.
 long detect_one(const Box* boxes, const Scores& scores, const Limits& limits, const Found& out, bool& clear) {
     std::vector<int32_t> classes(scores.K, 0);
     std::vector<float> highest(scores.A);
@@ -146,7 +146,8 @@ long detect_one(const Box* boxes, const Scores& scores, const Limits& limits, co
                 box = {box.left + move, box.top + move, box.right + move, box.bottom + move};
             }
             std::vector<Box>& better = kept[each.label];
-            if (std::any_of(better.begin(), better.end(), [&](const Box& b) { return overlap(b, box, limits.iou); })) continue;
+            const auto covers = [&](const Box& other) { return overlap(other, box, limits.iou); };
+            if (std::any_of(better.begin(), better.end(), covers)) continue;
             better.push_back(box);
             clear &= few || each.score != last;
             last = each.score;

@@ -15,12 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backbones.compiled import call, library
+from backbones.compiled import EXACT, call, library
 from heads import check_count, check_range
 
 SOURCE = Path(__file__).with_name("detections.cpp")
-FLAGS = ("-ffp-contract=off",)
-"""Beside those of ``compiled``: overlaps are rounded as torchvision's."""
 
 POOL = 1024
 """Candidates an image that are looked at first; more than the 1,000 boxes of ``_shift``."""
@@ -99,7 +97,7 @@ def detect(boxes: Tensor, scores: Tensor, limits: Limits, exact: bool = True) ->
     Source: SSD, section 2; boxes, scores, labels and their order as in torchvision's ``SSD.postprocess_detections``,
         whose sorting calls are repeated where scores are equal (their order differs between CPUs).
     """
-    if boxes.device.type == "cpu" and library(SOURCE, *FLAGS)[0] is not None:
+    if boxes.device.type == "cpu" and library(SOURCE, EXACT)[0] is not None:
         found, settled = _best_first(boxes, scores, limits)
         if not exact:
             return found
@@ -117,7 +115,7 @@ def detect(boxes: Tensor, scores: Tensor, limits: Limits, exact: bool = True) ->
 
 def _best_first(boxes: Tensor, scores: Tensor, limits: Limits) -> tuple[list[Found], Tensor]:
     """By ``detections.cpp``; and [B] bool: whether no equal scores leave the order open."""
-    compiled = library(SOURCE, *FLAGS)[0]
+    compiled = library(SOURCE, EXACT)[0]
     assert compiled is not None
     batch, anchors, classes = scores.shape
     if scores.stride(2) != 1:

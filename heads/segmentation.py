@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from backbones.compiled import call, library
+from backbones.compiled import EXACT, call, library
 from heads import Size
 
 SOURCE = Path(__file__).with_name("segmentation.cpp")
-FLAGS = ("-ffp-contract=off",)
-"""Beside those of ``compiled``: pixels are rounded as torch rounds them."""
 
 IGNORE = 255
 """The value of a mask's pixels that count in no loss."""
@@ -171,7 +169,7 @@ def class_maps(logits: Tensor, sizes: list[Size]) -> list[Tensor]:
     if torch.compiler.is_compiling():  # exporters know these operators
         wide = (F.interpolate(low[None], size=size, mode="bilinear", align_corners=False)[0] for low, size in pairs)
         return [full.argmax(0).to(torch.uint8) for full in wide]
-    if logits.device.type == "cpu" and (compiled := library(SOURCE, *FLAGS)[0]) is not None:
+    if logits.device.type == "cpu" and (compiled := library(SOURCE, EXACT)[0]) is not None:
         maps = []
         for low, size in pairs:
             maps.append(torch.empty(size, dtype=torch.uint8))

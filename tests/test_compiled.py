@@ -15,9 +15,12 @@ from backbones.compiled import library
 from heads import detections, segmentation
 from tasks.data import colour
 
-SOURCES = {"kernels": (kernels.SOURCE,), "detections": (detections.SOURCE, *detections.FLAGS),
-           "segmentation": (segmentation.SOURCE, *segmentation.FLAGS),
-           "colour": (colour.SOURCE,)}  # fmt: skip
+SOURCES = {
+    "kernels": (kernels.SOURCE,),
+    "detections": (detections.SOURCE, compiled.EXACT),
+    "segmentation": (segmentation.SOURCE, compiled.EXACT),
+    "colour": (colour.SOURCE,),
+}
 SMALL = SOURCES["detections"]
 needs_compiler = pytest.mark.skipif(library(*SMALL)[0] is None, reason=library(*SMALL)[1])
 

@@ -235,6 +235,15 @@ def test_the_norm_stands_aside(why: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_compiler
+@pytest.mark.parametrize("why", ["strided", "grouped", "many weights"])
+def test_the_1x1_convolution_stands_aside(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.PointwiseBatchNormAct, "apply", lambda *_: pytest.fail("the kernel ran"))
+    channels = 320 if why == "many weights" else 16
+    part = ConvNormAct(channels, channels, stride=2 if why == "strided" else 1, groups=2 if why == "grouped" else 1)
+    part(last((2, channels, 5, 5)))
+
+
+@needs_compiler
 @pytest.mark.parametrize("why", ["dilated", "seven wide", "fewer images than threads"])
 def test_the_convolution_stands_aside(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.DepthwiseBatchNormAct, "apply", lambda *_: pytest.fail("the kernel ran"))

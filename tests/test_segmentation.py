@@ -18,7 +18,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Class maps by ``segmentation.cpp``, and by torch's operators."""
     if request.param == "torch":
         monkeypatch.setattr(segmentation, "library", lambda *_: (None, ""))
-    elif segmentation.library(segmentation.SOURCE, *segmentation.FLAGS)[0] is None:
+    elif segmentation.library(segmentation.SOURCE, segmentation.EXACT)[0] is None:
         pytest.skip("no C++ compiler")
 
 
